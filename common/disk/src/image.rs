@@ -1,0 +1,146 @@
+//! The trait that every disk presents: files of any format, and layers over them.
+
+use crate::error::DiskError;
+
+/// Fixed facts of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Exact size in bytes; a multiple of the logical sector for VHDX, any multiple of 512 for raw.
+    pub size_bytes: u64,
+    /// Smallest unit a guest may address: 512 or 4096 bytes.
+    pub logical_sector_bytes: u32,
+    /// What the guest should prefer: 512 or 4096 bytes.
+    pub physical_sector_bytes: u32,
+    /// Unit of allocation in bytes; 0 where the format has none (raw).
+    pub block_bytes: u32,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// What tells whether an image was changed while nobody of ours had it open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// VHDX DataWriteGuid; zeros where the format has none. Stable while the image is open.
+    pub data_write_id: [u8; 16],
+    /// Length of the file in bytes.
+    pub file_bytes: u64,
+    /// Last modification in nanoseconds since 1970; 0 where unknown.
+    pub modified_ns: i128,
+}
+
+/// What a range of an image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// May hold anything.
+    Data,
+    /// Reads as zeros, and has space.
+    Zero,
+    /// Reads as zeros, and has no space.
+    Hole,
+}
+
+/// How zeros are to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// Space may be given back.
+    MayUnmap,
+    /// Space must stay allocated, or become so.
+    KeepAllocated,
+    /// Refuse with [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported), at once and without a change,
+    /// unless this is much faster than writing the zeros. May unmap.
+    FastOnly,
+}
+
+/// What a caller is about to do; see [`Image::is_quick`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read this many bytes.
+    Read,
+    /// Write this many bytes.
+    Write,
+}
+
+/// A disk that can be read and written at any offset.
+///
+/// All methods take `&self` and may be called from many threads at once. Overlapping writes leave
+/// either's bytes, sector by sector. Offsets and lengths are in bytes, multiples of
+/// 512 and within the disk; anything else is [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) and changes nothing.
+///
+/// # Contract
+/// 1. What a `read_at` that starts after a `write_at`, `write_zeroes` or `discard` returned sees is their result.
+/// 2. Everything answered before a `flush` began is durable once it returns.
+/// 3. After a failed flush the image is poisoned: every later call fails with
+///    [`ErrorKind::Poisoned`](crate::ErrorKind::Poisoned) until the file is opened anew.
+/// 4. Dropping an image without `close` is a crash as far as the file is concerned: it must be recoverable.
+pub trait Image: Send + Sync {
+    /// Fixed facts.
+    fn geometry(&self) -> Geometry;
+
+    /// Identity of the content now; see [`Identity`].
+    ///
+    /// # Errors
+    /// When the file's metadata cannot be read.
+    fn identity(&self) -> Result<Identity, DiskError>;
+
+    /// Fills `buf` from `offset`.
+    ///
+    /// # Errors
+    /// [`DiskError`] naming the file and range.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError>;
+
+    /// Writes `buf` at `offset`. With `fua` it is durable on return.
+    ///
+    /// # Errors
+    /// [`DiskError`] naming the file and range.
+    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError>;
+
+    /// Makes a range read as zeros.
+    ///
+    /// # Errors
+    /// [`DiskError`] naming the file and range.
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        mode: ZeroMode,
+        fua: bool,
+    ) -> Result<(), DiskError>;
+
+    /// Gives space of a range back. It reads as zeros afterwards (ours is deterministic, so that replicas are).
+    ///
+    /// # Errors
+    /// [`DiskError`] naming the file and range.
+    fn discard(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        self.write_zeroes(offset, length, ZeroMode::MayUnmap, false)
+    }
+
+    /// Makes durable what was answered before.
+    ///
+    /// # Errors
+    /// Any failure poisons the image.
+    fn flush(&self) -> Result<(), DiskError>;
+
+    /// Tells what `[offset, offset + length)` holds, in ascending runs that cover it. Coarser than the truth
+    /// is allowed ("data" for zeros), finer never. `visit(offset, length, kind)` returns false to stop.
+    ///
+    /// # Errors
+    /// [`DiskError`] naming the file and range.
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+    ) -> Result<(), DiskError>;
+
+    /// Whether this access will most likely be answered from memory, in microseconds: then the
+    /// caller need not hand it to another thread. A wrong answer costs time, nothing else.
+    fn is_quick(&self, _access: Access, _offset: u64, _length: usize) -> bool {
+        false
+    }
+
+    /// Flushes and leaves the file as after a clean shutdown. Later calls fail.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    fn close(&self) -> Result<(), DiskError>;
+}

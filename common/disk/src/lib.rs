@@ -1,0 +1,16 @@
+//! Virtual-disk files behind one trait.
+//!
+//! Owns: the [`Image`] trait; raw and VHDX images; `.hrl` change logs; the [`storage`] traits
+//! under them, which tests make faulty.
+//!
+//! Does not do: networks, async, replication. Every call blocks; callers bring threads.
+
+pub mod error;
+pub mod hrl;
+pub mod image;
+pub mod raw;
+pub mod storage;
+pub mod vhdx;
+
+pub use error::{DiskError, ErrorKind};
+pub use image::{ExtentKind, Geometry, Identity, Image, ZeroMode};

@@ -1,0 +1,1 @@
+//! The state machine of a group at one site.

@@ -1,0 +1,16 @@
+//! What sitepair decides, and the words it decides in.
+//!
+//! Owns: names and numbers ([`ids`]), extents and blocks ([`extent`]), lineage and the group's
+//! state machine ([`lineage`], [`group`]), recovery points and retention ([`point`]), what two
+//! agents say to each other ([`peer`]), and the NBD codec ([`nbd`]).
+//!
+//! Does not do: anything. No runtime, file, socket, clock or randomness; times and random values
+//! are arguments. That is what lets every decision be tested exhaustively.
+
+pub mod extent;
+pub mod group;
+pub mod ids;
+pub mod lineage;
+pub mod nbd;
+pub mod peer;
+pub mod point;
