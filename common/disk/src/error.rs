@@ -83,7 +83,10 @@ impl DiskError {
     /// An I/O error while doing `action` ("read 4096 bytes at 0 of disk.vhdx").
     #[must_use]
     pub fn io(action: impl Into<String>, source: io::Error) -> Self {
-        Self::Io { action: action.into(), source }
+        Self::Io {
+            action: action.into(),
+            source,
+        }
     }
 
     /// Its class.

@@ -40,7 +40,10 @@ impl Extent {
         if self.length == 0 {
             return (self.offset / BLOCK_BYTES, self.offset / BLOCK_BYTES);
         }
-        (self.offset / BLOCK_BYTES, (self.offset + (self.length - 1)) / BLOCK_BYTES + 1)
+        (
+            self.offset / BLOCK_BYTES,
+            (self.offset + (self.length - 1)) / BLOCK_BYTES + 1,
+        )
     }
 }
 
@@ -60,7 +63,10 @@ mod tests {
         assert_eq!(Extent::new(0, 1).blocks(), (0, 1));
         assert_eq!(Extent::new(4095, 2).blocks(), (0, 2));
         assert_eq!(Extent::new(512, 512).blocks(), (0, 1));
-        assert_eq!(Extent::new(u64::MAX - 4095, 4096).blocks(), (u64::MAX / 4096, u64::MAX / 4096 + 1));
+        assert_eq!(
+            Extent::new(u64::MAX - 4095, 4096).blocks(),
+            (u64::MAX / 4096, u64::MAX / 4096 + 1)
+        );
         assert!(!Extent::new(u64::MAX, 1).fits(u64::MAX));
     }
 }

@@ -24,12 +24,17 @@ pub const NAME_MAX: usize = 40;
 
 fn check_name(what: &'static str, name: &str) -> Result<(), InvalidName> {
     let ok = (1..=NAME_MAX).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && name.as_bytes()[0].is_ascii_alphanumeric();
     if ok {
         Ok(())
     } else {
-        Err(InvalidName { what, given: name.chars().take(NAME_MAX + 8).collect() })
+        Err(InvalidName {
+            what,
+            given: name.chars().take(NAME_MAX + 8).collect(),
+        })
     }
 }
 
@@ -121,7 +126,10 @@ impl FromStr for Site {
         match s {
             "primary" => Ok(Self::Primary),
             "secondary" => Ok(Self::Secondary),
-            _ => Err(InvalidName { what: "site", given: s.chars().take(48).collect() }),
+            _ => Err(InvalidName {
+                what: "site",
+                given: s.chars().take(48).collect(),
+            }),
         }
     }
 }
@@ -193,7 +201,11 @@ pub struct Generation {
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = self.id.as_bytes();
-        write!(f, "{}-{:02x}{:02x}{:02x}{:02x}", self.epoch, id[0], id[1], id[2], id[3])
+        write!(
+            f,
+            "{}-{:02x}{:02x}{:02x}{:02x}",
+            self.epoch, id[0], id[1], id[2], id[3]
+        )
     }
 }
 
@@ -209,7 +221,11 @@ impl Cycle {
     /// The cycle after this one.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0.checked_add(1).expect("2^64 cycles at one a second outlast the sun"))
+        Self(
+            self.0
+                .checked_add(1)
+                .expect("2^64 cycles at one a second outlast the sun"),
+        )
     }
 }
 
@@ -259,7 +275,17 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_a_folder_are_refused() {
-        for bad in ["", ".", "..", "a/b", "a\0b", "-x", ".x", "ä", &"x".repeat(41)] {
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a\0b",
+            "-x",
+            ".x",
+            "ä",
+            &"x".repeat(41),
+        ] {
             assert!(bad.parse::<GroupName>().is_err(), "{bad:?}");
         }
         for good in ["a", "web-1", "sql_2.data", &"x".repeat(40)] {

@@ -37,7 +37,11 @@ impl Lineage {
     /// The history of a group that begins.
     #[must_use]
     pub fn born(current: GenId) -> Self {
-        Self { current, ancestors: Vec::new(), superseded: Vec::new() }
+        Self {
+            current,
+            ancestors: Vec::new(),
+            superseded: Vec::new(),
+        }
     }
 
     /// This history, moved on to `next`.
@@ -47,7 +51,11 @@ impl Lineage {
         ancestors.push(self.current);
         ancestors.extend_from_slice(&self.ancestors);
         ancestors.truncate(HISTORY_MAX);
-        Self { current: next, ancestors, superseded: self.superseded.clone() }
+        Self {
+            current: next,
+            ancestors,
+            superseded: self.superseded.clone(),
+        }
     }
 
     /// Whether `generation` is one that this site has left behind.
@@ -62,7 +70,10 @@ impl Lineage {
         if self.current == other.current {
             return Relation::Same;
         }
-        match (other.left_behind(self.current), self.left_behind(other.current)) {
+        match (
+            other.left_behind(self.current),
+            self.left_behind(other.current),
+        ) {
             (true, false) => Relation::Behind,
             (false, true) => Relation::Ahead,
             // Each claims to have left the other behind: two decisions that contradict.

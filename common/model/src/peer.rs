@@ -3,7 +3,9 @@
 //! Every answer that may change a role carries the receiver's session [`Nonce`] and the id of the
 //! request it answers (roles rule R2).
 
-use crate::ids::{Cycle, Digest, DiskId, DiskName, GenId, Generation, GroupId, GroupName, Nonce, OpId, UnixMillis};
+use crate::ids::{
+    Cycle, Digest, DiskId, DiskName, GenId, Generation, GroupId, GroupName, Nonce, OpId, UnixMillis,
+};
 use crate::lineage::Lineage;
 use crate::point::Consistency;
 

@@ -54,7 +54,10 @@ mod tests {
 
     #[test]
     fn the_newest_points_are_kept() {
-        assert_eq!(merge_through(&cycles(&[1, 2, 3, 4]), 2, &[]), Some(Cycle(3)));
+        assert_eq!(
+            merge_through(&cycles(&[1, 2, 3, 4]), 2, &[]),
+            Some(Cycle(3))
+        );
         assert_eq!(merge_through(&cycles(&[1, 2]), 2, &[]), None);
         assert_eq!(merge_through(&cycles(&[1, 2]), 0, &[]), Some(Cycle(2)));
         assert_eq!(merge_through(&[], 2, &[]), None);
