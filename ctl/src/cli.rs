@@ -1,0 +1,203 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Operates a pair of sitepair agents: protects virtual machines, watches replication, fails over.
+#[derive(Debug, Parser)]
+#[command(name = "sitepair", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Whom to talk to and as whom; written by `sitepair init`
+    #[arg(long, global = true, env = "SITEPAIR_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Talk to this site only [default: the one the command is for]
+    #[arg(long, global = true, value_name = "SITE")]
+    pub(crate) site: Option<SiteArg>,
+    /// How to print
+    #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT")]
+    pub(crate) output: Output,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused, with the reason and what to do; \
+4 agent not reachable";
+
+/// A site of the pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SiteArg {
+    Primary,
+    Secondary,
+}
+
+/// For people or for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make the CA, certificates and configuration of a new pair, in folders ready to copy
+    Init(InitArgs),
+    /// Protect disks of a virtual machine: serve them here, replicate them to the other site
+    Protect(ProtectArgs),
+    /// End the protection of a group; images stay
+    Unprotect(UnprotectArgs),
+    /// Show both sites, their link and their groups
+    Status(StatusArgs),
+    /// List the recovery points of a group
+    Points(GroupArgs),
+    /// Stop sending a group's changes; guest writes go on and are tracked
+    Pause(GroupArgs),
+    /// Send a group's changes again
+    Resume(GroupArgs),
+    /// Make a recovery point now, and wait until the other site has it
+    Cut(CutArgs),
+    /// Move a group to the other site
+    Failover(FailoverArgs),
+    /// Begin to replicate back, after a failover with --no-reverse
+    Reverse(GroupArgs),
+    /// Open a group although the other site cannot be asked, on your word that it is stopped there
+    ForceOpen(ForceOpenArgs),
+    /// Serve a recovery point read-only over NBD
+    Export(PointArgs),
+    /// Stop serving a recovery point
+    Unexport(PointArgs),
+    /// Look into change logs
+    #[command(subcommand)]
+    Hrl(HrlCommand),
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Folder to make; must not exist or be empty
+    pub(crate) dir: PathBuf,
+    /// Name of the pair
+    #[arg(long, default_value = "sitepair")]
+    pub(crate) pair: String,
+    /// Address of the primary site's agent, as the other site and operators reach it
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) primary: String,
+    /// Address of the secondary site's agent
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) secondary: String,
+    /// Name in the operator's certificate
+    #[arg(long, default_value = "admin")]
+    pub(crate) operator: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProtectArgs {
+    /// Name of the group, usually of the virtual machine
+    pub(crate) group: String,
+    /// A disk: NAME=PATH, the path on the source's host; repeat for more
+    #[arg(long = "disk", required = true, value_name = "NAME=PATH")]
+    pub(crate) disks: Vec<String>,
+    /// Where a disk's replica is to lie at the other host: NAME=PATH
+    #[arg(long = "replica", value_name = "NAME=PATH")]
+    pub(crate) replicas: Vec<String>,
+    /// Format of the images, when it cannot be told from the file
+    #[arg(long, value_name = "raw|vhdx")]
+    pub(crate) format: Option<String>,
+    /// Recovery points to keep
+    #[arg(long, value_name = "N")]
+    pub(crate) keep: Option<u32>,
+    /// Time between recovery points, such as 5s or 1m
+    #[arg(long, value_name = "TIME")]
+    pub(crate) interval: Option<String>,
+    /// Write over files that the other site already has in the replica's place
+    #[arg(long)]
+    pub(crate) use_existing: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnprotectArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// Delete the replica's files at the other site
+    #[arg(long)]
+    pub(crate) delete_replica: bool,
+    /// End it at the site that can be reached although the other cannot be told
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Only this group
+    pub(crate) group: Option<String>,
+    /// Keep showing
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GroupArgs {
+    /// Name of the group
+    pub(crate) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CutArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// A name for the recovery point
+    #[arg(long, default_value = "")]
+    pub(crate) label: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FailoverArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// Without loss: both sites are up, the guest is shut down
+    #[arg(long, required = true)]
+    pub(crate) planned: bool,
+    /// End the connections of guests that are still attached
+    #[arg(long)]
+    pub(crate) disconnect: bool,
+    /// Do not replicate back afterwards
+    #[arg(long)]
+    pub(crate) no_reverse: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ForceOpenArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// The group's name again
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) confirm: String,
+    /// Why; recorded for ever
+    #[arg(long)]
+    pub(crate) reason: String,
+    /// Your statement that the other site does not serve this group
+    #[arg(long)]
+    pub(crate) peer_is_stopped: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PointArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// The recovery point, as `sitepair points` names it
+    pub(crate) cycle: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HrlCommand {
+    /// Print a change log's header and entries
+    Inspect {
+        /// The file
+        file: PathBuf,
+    },
+}

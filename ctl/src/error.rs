@@ -1,0 +1,81 @@
+//! Why a command did not do what it was asked, and the exit code that says so.
+
+use std::fmt;
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Anything else.
+    Failed(anyhow::Error),
+    /// The arguments make no sense.
+    Usage(String),
+    /// An agent said no.
+    Refused(String),
+    /// No agent could be asked.
+    Unreachable(String),
+}
+
+impl Failure {
+    /// The exit code, as `sitepair --help` lists them.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Refused(_) => 3,
+            Self::Unreachable(_) => 4,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(e) => write!(f, "{e:#}"),
+            Self::Usage(text) => f.write_str(text),
+            Self::Refused(text) => write!(f, "refused: {text}"),
+            Self::Unreachable(text) => write!(f, "not reachable: {text}"),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        Self::Failed(e)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Self {
+        Self::Failed(e.into())
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        use tonic::Code;
+        match status.code() {
+            Code::FailedPrecondition | Code::NotFound | Code::PermissionDenied => {
+                Self::Refused(status.message().to_owned())
+            }
+            Code::InvalidArgument => Self::Usage(status.message().to_owned()),
+            Code::Unavailable | Code::DeadlineExceeded => {
+                Self::Unreachable(chain(&status))
+            }
+            _ => Self::Failed(anyhow::anyhow!("{}", chain(&status))),
+        }
+    }
+}
+
+/// An error and what caused it, in one line; transport errors hide the reason in their sources.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(e) = next {
+        let text = e.to_string();
+        if !parts.iter().any(|p| p.contains(&text)) {
+            parts.push(text);
+        }
+        next = e.source();
+    }
+    parts.join(": ")
+}
