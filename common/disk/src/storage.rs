@@ -206,3 +206,6 @@ pub fn replace(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result
     storage.rename(&aside, path)?;
     storage.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
+
+#[cfg(test)]
+mod contract;
