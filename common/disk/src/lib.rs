@@ -8,6 +8,7 @@
 pub mod error;
 pub mod hrl;
 pub mod image;
+pub mod open;
 pub mod raw;
 pub mod storage;
 pub mod vhdx;

@@ -155,6 +155,9 @@ impl Inode {
     /// A write through to the disk. Other unsynced changes stay unsynced, but for changes of length:
     /// the disk cannot find the data without them.
     pub(super) fn write_durable(&mut self, data: &[u8], offset: u64) {
+        if data.is_empty() {
+            return;
+        }
         let length_at = self
             .pending
             .iter()

@@ -1,0 +1,164 @@
+//! Opening an image file of whatever format.
+//!
+//! Receives a path and, better, the format. Gives out an [`Image`].
+//!
+//! Does not do: trust in content. [`probe`] reads bytes that a guest may have written: a raw disk whose guest wrote
+//! a VHDX into its first sectors probes as a VHDX. Probe once, when an operator names a file, keep the
+//! answer, and open with it from then on.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::DiskError;
+use crate::image::Image;
+use crate::raw::RawImage;
+use crate::storage::{BlockFile, LockKind, OpenMode, Storage};
+
+/// Formats of image files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The file's bytes are the disk's.
+    Raw,
+    /// VHDX, version 1.
+    Vhdx,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Vhdx => "vhdx",
+        })
+    }
+}
+
+/// How an image is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OpenOptions {
+    /// The format, where it is known. `None` probes, and refuses what looks like a format that we do not have.
+    pub format: Option<Format>,
+    /// Refuse writes, and let others read too.
+    pub read_only: bool,
+}
+
+/// Tells a file's format from its first and last bytes. Takes a shared lock for the time it reads.
+///
+/// # Errors
+/// [`DiskError::Unsupported`] for a format that we do not have, [`DiskError::Locked`] while a writer has it open.
+pub fn probe(storage: &dyn Storage, path: &Path) -> Result<Format, DiskError> {
+    let file = open_locked(storage, path, true)?;
+    match foreign_format(&*file, path)? {
+        None => Ok(Format::Raw),
+        Some(VHDX) => Ok(Format::Vhdx),
+        Some(other) => Err(DiskError::Unsupported {
+            what: format!("{}: {other}", path.display()),
+        }),
+    }
+}
+
+/// Opens an image, locked: exclusively, or shared with other readers.
+///
+/// # Errors
+/// Those of [`probe`] and of the format.
+pub fn open_image(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    options: OpenOptions,
+) -> Result<Arc<dyn Image>, DiskError> {
+    let read_only = options.read_only;
+    match options.format {
+        Some(Format::Raw) => Ok(Arc::new(RawImage::open_whatever_it_holds(
+            &**storage, path, read_only,
+        )?)),
+        Some(Format::Vhdx) => open_vhdx(storage, path, read_only),
+        None => match probe(&**storage, path)? {
+            // Looked at again, now under the lock that stays.
+            Format::Raw => Ok(Arc::new(RawImage::open(&**storage, path, read_only)?)),
+            Format::Vhdx => open_vhdx(storage, path, read_only),
+        },
+    }
+}
+
+fn open_vhdx(
+    _storage: &Arc<dyn Storage>,
+    path: &Path,
+    _read_only: bool,
+) -> Result<Arc<dyn Image>, DiskError> {
+    Err(DiskError::Unsupported {
+        what: format!("{}: {VHDX}", path.display()),
+    })
+}
+
+/// Opens a file and takes the lock of the mode before anything is read from it.
+pub(crate) fn open_locked(
+    storage: &dyn Storage,
+    path: &Path,
+    read_only: bool,
+) -> Result<Arc<dyn BlockFile>, DiskError> {
+    let (mode, kind) = if read_only {
+        (OpenMode::Read, LockKind::Shared)
+    } else {
+        (OpenMode::ReadWrite, LockKind::Exclusive)
+    };
+    let file = storage
+        .open(path, mode)
+        .map_err(|e| DiskError::io(format!("open {}", path.display()), e))?;
+    lock(&*file, kind, path)?;
+    Ok(file)
+}
+
+/// Takes a lock, or tells that somebody else has the file.
+pub(crate) fn lock(file: &dyn BlockFile, kind: LockKind, path: &Path) -> Result<(), DiskError> {
+    file.lock(kind).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => DiskError::Locked {
+            what: path.display().to_string(),
+        },
+        _ => DiskError::io(format!("lock {}", path.display()), e),
+    })
+}
+
+const VHDX: &str = "a VHDX image";
+
+/// Bytes by which formats are known: offset from the start, bytes, name.
+const SIGNATURES: [(usize, &[u8], &str); 8] = [
+    (0, b"vhdxfile", VHDX),
+    (0, b"conectix", "a VHD image"),
+    (0, b"QFI\xfb", "a qcow image"),
+    (0, b"QED\0", "a QED image"),
+    (0, b"KDMV", "a VMDK image"),
+    (0, b"# Disk DescriptorFile", "a VMDK description"),
+    (0, b"msctlog\0", "a change log"),
+    (64, &[0x7f, 0x10, 0xda, 0xbe], "a VDI image"),
+];
+const LOOKED_AT_BYTES: u64 = 512;
+
+/// The format, other than raw, that a file looks like. A fixed VHD shows itself in its last sector only.
+pub(crate) fn foreign_format(
+    file: &dyn BlockFile,
+    path: &Path,
+) -> Result<Option<&'static str>, DiskError> {
+    let failed = |e| DiskError::io(format!("look for a format in {}", path.display()), e);
+    let length = file.length().map_err(failed)?;
+    let mut sector = [0; 512];
+    let there = usize::try_from(length.min(LOOKED_AT_BYTES)).expect("at most a sector");
+    file.read_at(&mut sector[..there], 0).map_err(failed)?;
+    for (offset, bytes, name) in SIGNATURES {
+        if sector[offset..].starts_with(bytes) {
+            return Ok(Some(name));
+        }
+    }
+    // Old VHD footers are a byte shorter, so that they begin at 511 before the end.
+    if length >= LOOKED_AT_BYTES {
+        file.read_at(&mut sector, length - LOOKED_AT_BYTES)
+            .map_err(failed)?;
+        if sector.starts_with(b"conectix") || sector[1..].starts_with(b"conectix") {
+            return Ok(Some("a VHD image"));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+use super::*;
+use crate::ErrorKind;
+use crate::storage::fake::FakeStorage;
+
+fn path() -> &'static Path {
+    Path::new("/disk")
+}
+
+fn with_bytes(offset: u64, bytes: &[u8]) -> Arc<dyn Storage> {
+    let storage = FakeStorage::new();
+    let file = storage.open(path(), OpenMode::CreateNew).unwrap();
+    file.set_length(8192).unwrap();
+    file.write_at(bytes, offset).unwrap();
+    Arc::new(storage)
+}
+
+#[test]
+fn other_formats_are_not_raw() {
+    let cases: [(u64, &[u8]); 9] = [
+        (0, b"vhdxfile"),
+        (0, b"conectix"),
+        (8192 - 512, b"conectix"),
+        (8192 - 511, b"conectix"),
+        (0, b"QFI\xfb\0\0\0\x03"),
+        (0, b"KDMV"),
+        (0, b"msctlog\0"),
+        (0, b"QED\0"),
+        (64, &[0x7f, 0x10, 0xda, 0xbe]),
+    ];
+    for (offset, bytes) in cases {
+        let storage = with_bytes(offset, bytes);
+        let refused = RawImage::open(&*storage, path(), false).err().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
+        let told = OpenOptions {
+            format: Some(Format::Raw),
+            read_only: false,
+        };
+        let image = open_image(&storage, path(), told).unwrap();
+        assert_eq!(image.geometry().size_bytes, 8192);
+        drop(image);
+        match probe(&*storage, path()) {
+            Ok(format) => assert_eq!((format, bytes), (Format::Vhdx, &b"vhdxfile"[..])),
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Unsupported),
+        }
+    }
+}
+
+#[test]
+fn anything_else_is_raw() {
+    for bytes in [&b"\0\0\0"[..], b"\xeb\x63\x90", b"vhdxfil", b"QFI\0"] {
+        let storage = with_bytes(0, bytes);
+        assert_eq!(probe(&*storage, path()).unwrap(), Format::Raw);
+        let image = open_image(&storage, path(), OpenOptions::default()).unwrap();
+        assert!(!image.geometry().read_only);
+    }
+}
+
+#[test]
+fn a_short_file_is_probed_too() {
+    let storage = FakeStorage::new();
+    let file = storage.open(path(), OpenMode::CreateNew).unwrap();
+    assert_eq!(probe(&storage, path()).unwrap(), Format::Raw);
+    file.write_at(b"vhdxfile", 0).unwrap();
+    assert_eq!(probe(&storage, path()).unwrap(), Format::Vhdx);
+}
+
+#[test]
+fn a_locked_file_is_not_read() {
+    let storage = with_bytes(0, b"x");
+    let _image = open_image(&storage, path(), OpenOptions::default()).unwrap();
+    assert_eq!(
+        probe(&*storage, path()).unwrap_err().kind(),
+        ErrorKind::Locked
+    );
+    let again = open_image(&storage, path(), OpenOptions::default())
+        .err()
+        .unwrap();
+    assert_eq!(again.kind(), ErrorKind::Locked);
+    assert_eq!(again.to_string(), "/disk is in use by another process");
+}
+
+#[test]
+fn a_missing_file_is_told() {
+    let storage: Arc<dyn Storage> = Arc::new(FakeStorage::new());
+    let missing = open_image(&storage, path(), OpenOptions::default())
+        .err()
+        .unwrap();
+    assert_eq!(missing.kind(), ErrorKind::NotFound);
+}
