@@ -3,6 +3,8 @@
 //! Every answer that may change a role carries the receiver's session [`Nonce`] and the id of the
 //! request it answers (roles rule R2).
 
+use std::fmt;
+
 use crate::ids::{
     Cycle, Digest, DiskId, DiskName, GenId, Generation, GroupId, GroupName, Nonce, OpId, UnixMillis,
 };
@@ -30,6 +32,29 @@ pub enum RoleName {
     Resyncing,
 }
 
+impl RoleName {
+    /// The role in words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unpaired => "unpaired",
+            Self::Source => "source",
+            Self::Quiescing => "quiescing",
+            Self::HandedOver => "handed over",
+            Self::Fenced => "fenced",
+            Self::Seeding => "seeding",
+            Self::Replica => "replica",
+            Self::Resyncing => "resyncing",
+        }
+    }
+}
+
+impl fmt::Display for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// What one site says of its side of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerSummary {
@@ -45,6 +70,22 @@ pub struct PeerSummary {
     pub cycle: Cycle,
     /// Digest of that cycle; of no meaning while `cycle` is none.
     pub digest: Option<Digest>,
+}
+
+impl PeerSummary {
+    /// What a site answers about a group that it does not know.
+    #[must_use]
+    pub fn unknown(group: GroupId) -> Self {
+        let none = GenId::from_bytes([0; 16]);
+        Self {
+            group,
+            role: RoleName::Unpaired,
+            generation: Generation { epoch: 0, id: none },
+            lineage: Lineage::born(none),
+            cycle: Cycle::NONE,
+            digest: None,
+        }
+    }
 }
 
 /// First words about a group on each session, and whenever the sender's role changed.
