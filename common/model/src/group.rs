@@ -38,6 +38,8 @@ mod record;
 mod refusal;
 mod step;
 
+#[cfg(test)]
+mod tests;
 
 pub use self::effect::{Effect, ReplicateFrom, Transition};
 pub use self::event::{Event, ForceOpen, Restart};

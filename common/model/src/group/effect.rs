@@ -33,7 +33,9 @@ pub enum Effect {
     StopReplication,
     /// With the exports closed and drained: make the hand-over cut, ship it, and report
     /// [`Event::Shipped`](super::Event::Shipped), or
-    /// [`Event::QuiesceCancelled`](super::Event::QuiesceCancelled) when it cannot be done.
+    /// [`Event::QuiesceCancelled`](super::Event::QuiesceCancelled) when it cannot be done or takes
+    /// too long. [`Effect::StopReplication`] interrupts it; it is asked for again when the peer is
+    /// back.
     DrainAndShip {
         /// The planned failover.
         op: OpId,
@@ -44,7 +46,7 @@ pub enum Effect {
     SendHello(Hello),
     /// Answer the peer's Hello with this.
     AnswerHello(HelloAnswer),
-    /// The peer does not know the group: offer it.
+    /// The peer does not know the group: offer it, then ask the peer again.
     OfferGroup,
     /// Send this Grant; feed its answer back. When it fails, ask the peer: the answer leads to a
     /// repeat.

@@ -182,8 +182,9 @@ fn trouble(t: &Transition, peer: &PeerSummary) -> Option<Trouble> {
     match t.next.relation_to(peer) {
         Relation::Diverged | Relation::Unrelated => Some(Trouble::Diverged),
         Relation::Same if may_serve(ours) && may_serve(peer.role) => Some(Trouble::TwoSources),
-        Relation::Same => None,
-        Relation::Ahead => Some(Trouble::PeerBehind),
+        // A peer that may serve is told by our Hello that it is behind, and steps down by itself.
+        Relation::Ahead if may_serve(ours) && !may_serve(peer.role) => Some(Trouble::PeerBehind),
+        Relation::Same | Relation::Ahead => None,
         Relation::Behind => Some(Trouble::BehindPeer),
     }
 }

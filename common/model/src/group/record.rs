@@ -5,6 +5,8 @@
 
 mod codec;
 
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 

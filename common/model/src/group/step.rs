@@ -112,7 +112,6 @@ impl GroupState {
     /// Row 4: a new life finds the record that an earlier one left. The rights that the earlier life
     /// had are gone, but for the same-boot grace.
     pub fn restarted(record: RoleRecord, restart: &Restart) -> Transition {
-        let seq = record.seq;
         let found = record.clone();
         let mut next = Self {
             record,
@@ -144,7 +143,7 @@ impl GroupState {
             None,
         );
         if t.next.record != found {
-            t.next.record.seq = seq + 1;
+            t.next.record.seq = found.seq + 1;
         }
         t
     }
@@ -340,11 +339,8 @@ fn cycle_acknowledged(
     record.last = Some(last);
     if let Some(peer) = &mut t.next.session.peer
         && peer.summary.generation.id == generation
-        && peer.summary.role == RoleName::Seeding
     {
         peer.summary.role = RoleName::Replica;
-    }
-    if let Some(peer) = &mut t.next.session.peer {
         peer.summary.cycle = last.cycle;
         peer.summary.digest = Some(last.digest);
     }
