@@ -1,0 +1,389 @@
+//! The data path of an open image: reads, writes, zeros, extents.
+//!
+//! Owns: one lock per stripe of blocks. A block's users hold its stripe shared; whoever gives a
+//! block space or takes it away holds it alone, until the bytes are in place.
+//!
+//! Receives ranges that were checked. Does not do: durability (see `durable`), opening and
+//! closing (see `open`).
+//!
+//! # Invariants
+//! 1. A block's offset is used only under its stripe, so that space is never given back under
+//!    a reader or writer.
+//! 2. No stripe is held while a caller's visitor runs.
+
+use std::io;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::bat::Bat;
+use super::durable::{Durable, lock};
+use super::journal::Headers;
+use super::layout::{BatEntry, Span, to_u64, to_usize};
+use super::metadata::Parameters;
+use super::replay::{View, write_zeros};
+use super::space::{Place, Space};
+use crate::error::DiskError;
+use crate::image::{ExtentKind, Geometry, Identity, ZeroMode};
+use crate::storage::{BlockFile, FileExtent};
+
+/// More stripes than threads that could meet; each costs a few bytes.
+pub(super) const STRIPES: usize = 256;
+
+/// An open image.
+pub(super) struct Core {
+    pub(super) view: View,
+    pub(super) read_only: bool,
+    pub(super) parameters: Parameters,
+    pub(super) bat: Bat,
+    pub(super) space: Mutex<Space>,
+    pub(super) headers: Mutex<Headers>,
+    pub(super) durable: Durable,
+    pub(super) stripes: Vec<RwLock<()>>,
+}
+
+/// The part of a request that lies in one block.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    block: u64,
+    /// From the block's start.
+    within: u64,
+    length: u64,
+    /// From the request's start.
+    done: u64,
+}
+
+impl Core {
+    pub(super) fn file(&self) -> &dyn BlockFile {
+        self.view.file.as_ref()
+    }
+
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry {
+            size_bytes: self.parameters.size_bytes,
+            logical_sector_bytes: self.parameters.logical_sector_bytes,
+            physical_sector_bytes: self.parameters.physical_sector_bytes,
+            block_bytes: self.parameters.block_bytes,
+            read_only: self.read_only,
+        }
+    }
+
+    pub(super) fn identity(&self) -> Result<Identity, DiskError> {
+        let failed = |e| DiskError::io(format!("read length and time of {}", self.view.name), e);
+        Ok(Identity {
+            data_write_id: lock(&self.headers).current.data_write,
+            file_bytes: self.file().length().map_err(failed)?,
+            modified_ns: self.file().modified_ns().map_err(failed)?,
+        })
+    }
+
+    fn stripe(&self, block: u64) -> &RwLock<()> {
+        &self.stripes[to_usize(block % to_u64(STRIPES))]
+    }
+
+    fn share(&self, block: u64) -> RwLockReadGuard<'_, ()> {
+        self.stripe(block)
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn own(&self, block: u64) -> RwLockWriteGuard<'_, ()> {
+        self.stripe(block)
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pieces(&self, offset: u64, length: u64) -> impl Iterator<Item = Piece> + use<> {
+        let block_bytes = self.bat.shape.block_bytes;
+        let mut done = 0;
+        std::iter::from_fn(move || {
+            let at = offset + done;
+            let within = at % block_bytes;
+            let step = (block_bytes - within).min(length - done);
+            let piece = Piece {
+                block: at / block_bytes,
+                within,
+                length: step,
+                done,
+            };
+            done += step;
+            (step > 0).then_some(piece)
+        })
+    }
+
+    /// Whether the piece is all of its block that the disk shows.
+    fn is_whole(&self, piece: Piece) -> bool {
+        let start = piece.block * self.bat.shape.block_bytes;
+        let shown = self
+            .bat
+            .shape
+            .block_bytes
+            .min(self.parameters.size_bytes - start);
+        piece.within == 0 && piece.length == shown
+    }
+
+    fn failed(&self, what: &str, length: u64, at: u64) -> impl FnOnce(io::Error) -> DiskError {
+        let action = format!("{what} {length} bytes at {at} of {}", self.view.name);
+        move |e| DiskError::io(action, e)
+    }
+
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        for piece in self.pieces(offset, to_u64(buf.len())) {
+            let part = &mut buf[to_usize(piece.done)..to_usize(piece.done + piece.length)];
+            let _shared = self.share(piece.block);
+            match self.bat.data_offset(piece.block) {
+                Some(at) => self.view.read(part, at + piece.within)?,
+                None => part.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn write(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError> {
+        self.arm()?;
+        let mut durable = true;
+        for piece in self.pieces(offset, to_u64(buf.len())) {
+            let part = &buf[to_usize(piece.done)..to_usize(piece.done + piece.length)];
+            durable &= self.write_piece(piece, part, fua)?;
+        }
+        if fua && !durable {
+            self.flush()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether the piece is durable on return; it tries only for `fua`.
+    fn write_piece(&self, piece: Piece, part: &[u8], fua: bool) -> Result<bool, DiskError> {
+        {
+            let _shared = self.share(piece.block);
+            if let Some(at) = self.bat.data_offset(piece.block) {
+                return self.write_present(at + piece.within, part, fua);
+            }
+        }
+        let _owned = self.own(piece.block);
+        // Somebody else may have given it space before we got the lock.
+        if let Some(at) = self.bat.data_offset(piece.block) {
+            return self.write_present(at + piece.within, part, fua);
+        }
+        self.fill_new(piece.block, |at| {
+            self.file().write_at(part, at + piece.within)
+        })?;
+        Ok(false)
+    }
+
+    fn write_present(&self, at: u64, part: &[u8], fua: bool) -> Result<bool, DiskError> {
+        // The entry was read before: if all changes up to now are durable, so is it.
+        if fua && self.durable.is_clean() {
+            self.file()
+                .write_at_durable(part, at)
+                .map_err(|e| self.fatal("write through", e))?;
+            return Ok(true);
+        }
+        let written = self.file().write_at(part, at);
+        // Also after a failure: some of it may be in the file.
+        self.durable.note_write();
+        written.map_err(self.failed("write", to_u64(part.len()), at))?;
+        Ok(false)
+    }
+
+    /// Gives an absent block space, lets `fill` put bytes there, and publishes it. The block's stripe is owned.
+    fn fill_new(
+        &self,
+        block: u64,
+        fill: impl FnOnce(u64) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        let span_bytes = self.bat.shape.block_bytes;
+        let place = lock(&self.space)
+            .take(self.file(), span_bytes)
+            .map_err(self.failed("find space for", span_bytes, 0))?;
+        let span = Span {
+            offset: place.offset,
+            length: span_bytes,
+        };
+        self.durable.note_write();
+        let filled = self.clean(place, span).and_then(|()| fill(place.offset));
+        let published = filled
+            .map_err(self.failed("write a new block of", span.length, span.offset))
+            .and_then(|()| self.publish(block, BatEntry::present(span.offset), !place.known_zero));
+        if published.is_err() {
+            // No entry ever named it.
+            lock(&self.space).give_back(span);
+        }
+        self.durable.note_write();
+        published
+    }
+
+    /// Makes a reused place read as zeros.
+    fn clean(&self, place: Place, span: Span) -> io::Result<()> {
+        if place.known_zero {
+            return Ok(());
+        }
+        match self.file().punch_hole(span.offset, span.length) {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => write_zeros(self.file(), span),
+            other => other,
+        }
+    }
+
+    pub(super) fn zero(
+        &self,
+        offset: u64,
+        length: u64,
+        mode: ZeroMode,
+        fua: bool,
+    ) -> Result<(), DiskError> {
+        if mode == ZeroMode::FastOnly && !self.zeroes_fast() {
+            return Err(DiskError::Unsupported {
+                what: "zeroing without writing".to_owned(),
+            });
+        }
+        self.arm()?;
+        for piece in self.pieces(offset, length) {
+            if mode == ZeroMode::KeepAllocated {
+                self.zero_allocated(piece)?;
+            } else if self.parameters.leave_allocated || !self.is_whole(piece) {
+                self.zero_inside(piece)?;
+            } else {
+                self.unmap(piece.block)?;
+            }
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Whether the host zeroes a range without writing it; asked past the end, where it changes nothing.
+    fn zeroes_fast(&self) -> bool {
+        let end = lock(&self.space).length();
+        if self.parameters.leave_allocated {
+            self.file().zero_range(end, 4096).is_ok()
+        } else {
+            self.file().punch_hole(end, 4096).is_ok()
+        }
+    }
+
+    /// Zeroes inside a block, if it has space; a fixed disk's block keeps it.
+    fn zero_inside(&self, piece: Piece) -> Result<(), DiskError> {
+        let _shared = self.share(piece.block);
+        let Some(at) = self.bat.data_offset(piece.block) else {
+            return Ok(());
+        };
+        let span = Span {
+            offset: at + piece.within,
+            length: piece.length,
+        };
+        let zeroed = if self.parameters.leave_allocated {
+            write_zeros(self.file(), span)
+        } else {
+            match self.file().punch_hole(span.offset, span.length) {
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => write_zeros(self.file(), span),
+                other => other,
+            }
+        };
+        self.durable.note_write();
+        zeroed.map_err(self.failed("zero", span.length, span.offset))
+    }
+
+    /// Zeroes a piece and leaves it with space.
+    fn zero_allocated(&self, piece: Piece) -> Result<(), DiskError> {
+        let _owned = self.own(piece.block);
+        let zero = |at: u64| {
+            write_zeros(
+                self.file(),
+                Span {
+                    offset: at + piece.within,
+                    length: piece.length,
+                },
+            )
+        };
+        match self.bat.data_offset(piece.block) {
+            Some(at) => {
+                let zeroed = zero(at);
+                self.durable.note_write();
+                zeroed.map_err(self.failed("zero", piece.length, at + piece.within))
+            }
+            None => self.fill_new(piece.block, zero),
+        }
+    }
+
+    /// Makes a whole block read as zeros and takes its space away.
+    fn unmap(&self, block: u64) -> Result<(), DiskError> {
+        let _owned = self.own(block);
+        if self.bat.entry(block) == Some(BatEntry::ZERO) {
+            return Ok(());
+        }
+        if self.bat.entry(block).is_none() {
+            // Its page holds no space. Load it, so that blocks that only happen to read as
+            // zeros (not present, undefined, unmapped) say so from now on.
+            self.bat.load(&self.view, block)?;
+            if self.bat.entry(block) == Some(BatEntry::ZERO) {
+                return Ok(());
+            }
+        }
+        self.publish(block, BatEntry::ZERO, false)
+    }
+
+    pub(super) fn is_quick_write(&self, length: usize) -> bool {
+        /// Larger writes may wait for the host's memory.
+        const QUICK_BYTES: usize = 64 << 10;
+        length <= QUICK_BYTES && self.durable.is_armed()
+    }
+
+    /// What the disk holds from `offset`, at most `length` bytes of it, in ascending runs. Covers at least a byte.
+    pub(super) fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
+        let block_bytes = self.bat.shape.block_bytes;
+        let block = offset / block_bytes;
+        let empty = self.bat.blocks_without_pages(block);
+        if empty > 0 {
+            let end = (block + empty).saturating_mul(block_bytes);
+            let length = length.min(end - offset);
+            return Ok(vec![Run {
+                length,
+                kind: ExtentKind::Hole,
+            }]);
+        }
+        let within = offset % block_bytes;
+        let length = length.min(block_bytes - within);
+        let _shared = self.share(block);
+        let Some(at) = self.bat.data_offset(block) else {
+            return Ok(vec![Run {
+                length,
+                kind: ExtentKind::Hole,
+            }]);
+        };
+        if !self.view.is_plain() {
+            return Ok(vec![Run {
+                length,
+                kind: ExtentKind::Data,
+            }]);
+        }
+        let mut runs = Vec::new();
+        let hole = if self.parameters.leave_allocated {
+            ExtentKind::Zero
+        } else {
+            ExtentKind::Hole
+        };
+        let listed = self
+            .file()
+            .extents(at + within, length, &mut |_, length, kind| {
+                let kind = if kind == FileExtent::Hole {
+                    hole
+                } else {
+                    ExtentKind::Data
+                };
+                runs.push(Run { length, kind });
+                true
+            });
+        match listed {
+            Ok(()) => Ok(runs),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(vec![Run {
+                length,
+                kind: ExtentKind::Data,
+            }]),
+            Err(e) => Err(self.failed("list extents of", length, at + within)(e)),
+        }
+    }
+}
+
+/// A stretch of the disk of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) length: u64,
+    pub(super) kind: ExtentKind,
+}

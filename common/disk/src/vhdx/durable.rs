@@ -1,0 +1,376 @@
+//! What makes changes durable, in which order.
+//!
+//! Owns: BAT pages changed and not yet logged, space trimmed and not yet free, the flush
+//! sequencer, the poison. A flush with changed pages is
+//!
+//! ```text
+//! [sync]        only if a block was put into space that is not known to be zero: its bytes first
+//! entry -> log  all changed pages
+//! sync          now data, entry and file length are durable
+//! pages -> BAT  not synced: the next entry's tail keeps this entry until a sync has covered them
+//! ```
+//! A block put into known-zero space needs no order between its bytes and the entry: before the
+//! sync returned nothing was promised, and lost bytes read as zeros, as the block did before.
+//!
+//! Does not do: choosing space, moving data.
+//!
+//! # Invariants
+//! 1. A BAT entry changes only under the lock of `Pending`, so that a batch is consistent.
+//! 2. Space is given back after the entry that no longer names it is durable, never before.
+//! 3. `changes_durable == changes_made` only when every BAT change made so far is durable.
+//! 4. Any failed sync or metadata write is final: every later call fails.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::core::Core;
+use super::entry::Page;
+use super::journal::{FileLength, Journal};
+use super::layout::{BatEntry, NO_GUID, Span, random_guid, to_usize};
+use crate::error::DiskError;
+
+/// A panic elsewhere does not change what the lock protects; poisoning is by [`Poison`] only.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The first failure that made the file unusable.
+#[derive(Default)]
+pub(super) struct Poison(OnceLock<String>);
+
+impl Poison {
+    pub(super) fn check(&self) -> Result<(), DiskError> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(first) => Err(DiskError::Poisoned {
+                first: first.clone(),
+            }),
+        }
+    }
+
+    /// Remembers the failure, if it is the first, and gives it out as an error.
+    pub(super) fn set(&self, action: String, source: io::Error) -> DiskError {
+        let first = format!("{action}: {source}");
+        if self.0.set(first.clone()).is_ok() {
+            tracing::error!(failure = first, "the image is poisoned");
+        }
+        DiskError::io(action, source)
+    }
+}
+
+/// BAT changes that are not logged.
+#[derive(Default)]
+pub(super) struct Pending {
+    pages: BTreeSet<u64>,
+    freed: Vec<u64>,
+    /// Blocks lie in space that may have held something else: their bytes go first.
+    data_first: bool,
+}
+
+/// What belongs together in one flush.
+struct Batch {
+    pages: Vec<(u64, Page)>,
+    freed: Vec<u64>,
+    data_first: bool,
+    changes: u64,
+}
+
+/// Lets concurrent flushes share one.
+#[derive(Default)]
+pub(super) struct Sequencer {
+    rounds: Mutex<Rounds>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct Rounds {
+    begun: u64,
+    ended: u64,
+}
+
+/// State of the durable side of an open image.
+pub(super) struct Durable {
+    pub(super) poison: Poison,
+    pending: Mutex<Pending>,
+    pub(super) journal: Mutex<Journal>,
+    sequencer: Sequencer,
+    changes_made: AtomicU64,
+    changes_durable: AtomicU64,
+    /// The session's log and DataWriteGuid are in the headers.
+    armed: AtomicBool,
+    /// Something was written since the last sync began.
+    wrote: AtomicBool,
+    /// Length of the file at the start of the last good sync.
+    flushed_length: AtomicU64,
+}
+
+impl Durable {
+    pub(super) fn new(log: Span, length: u64) -> Self {
+        Self {
+            poison: Poison::default(),
+            pending: Mutex::default(),
+            journal: Mutex::new(Journal::new(log)),
+            sequencer: Sequencer::default(),
+            changes_made: AtomicU64::new(0),
+            changes_durable: AtomicU64::new(0),
+            armed: AtomicBool::new(false),
+            wrote: AtomicBool::new(false),
+            flushed_length: AtomicU64::new(length),
+        }
+    }
+
+    pub(super) fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Acquire)
+    }
+
+    /// Bytes or length of the file changed: the next flush must sync.
+    pub(super) fn note_write(&self) {
+        self.wrote.store(true, Ordering::Release);
+    }
+
+    /// Whether every BAT change made before this call is durable (invariant 3).
+    pub(super) fn is_clean(&self) -> bool {
+        self.changes_made.load(Ordering::Acquire) == self.changes_durable.load(Ordering::Acquire)
+    }
+}
+
+impl Core {
+    /// Before the first change of a session: begins the log, then changes DataWriteGuid and names
+    /// the log in both headers.
+    pub(super) fn arm(&self) -> Result<(), DiskError> {
+        if self.durable.is_armed() {
+            return Ok(());
+        }
+        let mut headers = lock(&self.headers);
+        self.durable.poison.check()?;
+        if self.durable.is_armed() {
+            return Ok(());
+        }
+        let mut journal = lock(&self.durable.journal);
+        let length = self.file_length();
+        let begun = journal
+            .begin(self.file(), length)
+            .and_then(|()| self.file().sync());
+        begun.map_err(|e| self.fatal("begin the log", e))?;
+        journal.all_settled();
+        // The entry is durable: now the headers may name its log.
+        let log_guid = journal.guid();
+        let data_write = random_guid();
+        headers
+            .update(self.file(), |header| {
+                (header.log_guid, header.data_write) = (log_guid, data_write);
+            })
+            .map_err(|e| self.fatal("write the headers", e))?;
+        self.durable.armed.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Changes the BAT entry of `block`, whose bytes are in place. `data_first`: see the module.
+    pub(super) fn publish(
+        &self,
+        block: u64,
+        entry: BatEntry,
+        data_first: bool,
+    ) -> Result<(), DiskError> {
+        let page = self.bat.load(&self.view, block)?;
+        let mut pending = lock(&self.durable.pending);
+        // Counted before the entry can be seen: whoever sees it, sees that it is not durable.
+        self.durable.changes_made.fetch_add(1, Ordering::AcqRel);
+        let former = self.bat.replace(block, entry);
+        pending.pages.insert(page);
+        pending.data_first |= data_first;
+        if former.space() != 0 {
+            pending.freed.push(former.space());
+        }
+        Ok(())
+    }
+
+    /// Replaces entries of a page that were not part of the disk until now.
+    pub(super) fn publish_fresh(&self, first: u64, end: u64) -> Result<(), DiskError> {
+        let page = self.bat.load_page(&self.view, first)?;
+        let mut pending = lock(&self.durable.pending);
+        self.durable.changes_made.fetch_add(1, Ordering::AcqRel);
+        self.bat.clear(first, end);
+        pending.pages.insert(page);
+        Ok(())
+    }
+
+    fn take_batch(&self) -> Batch {
+        let mut pending = lock(&self.durable.pending);
+        let taken = std::mem::take(&mut *pending);
+        Batch {
+            pages: taken
+                .pages
+                .into_iter()
+                .map(|page| self.bat.image(page))
+                .collect(),
+            freed: taken.freed,
+            data_first: taken.data_first,
+            changes: self.durable.changes_made.load(Ordering::Acquire),
+        }
+    }
+
+    /// Makes everything durable that was answered before the call.
+    pub(super) fn flush(&self) -> Result<(), DiskError> {
+        let sequencer = &self.durable.sequencer;
+        let mut rounds = lock(&sequencer.rounds);
+        // A round that has begun may have missed our writes; the next one has them.
+        let needed = rounds.begun + 1;
+        loop {
+            self.durable.poison.check()?;
+            if rounds.ended >= needed {
+                return Ok(());
+            }
+            if rounds.begun == rounds.ended {
+                rounds.begun += 1;
+                drop(rounds);
+                let result = self.flush_round();
+                lock(&sequencer.rounds).ended += 1;
+                sequencer.ended.notify_all();
+                return result;
+            }
+            rounds = sequencer
+                .ended
+                .wait(rounds)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn flush_round(&self) -> Result<(), DiskError> {
+        let wrote = self.durable.wrote.swap(false, Ordering::AcqRel);
+        let batch = self.take_batch();
+        let mut journal = lock(&self.durable.journal);
+        if batch.pages.is_empty() {
+            if wrote || journal.is_unsettled() {
+                self.sync()?;
+                journal.all_settled();
+            }
+            return Ok(());
+        }
+        if batch.data_first {
+            // Data before the entry: a reused place must not show its former content.
+            self.sync()?;
+            journal.all_settled();
+        }
+        self.log_pages(&mut journal, &batch.pages)?;
+        drop(journal);
+        self.durable
+            .changes_durable
+            .store(batch.changes, Ordering::Release);
+        self.release(&batch.freed);
+        Ok(())
+    }
+
+    /// Logs `pages`, syncs, and puts them into their places. One sync, unless they need more entries.
+    pub(super) fn log_pages(
+        &self,
+        journal: &mut Journal,
+        pages: &[(u64, Page)],
+    ) -> Result<(), DiskError> {
+        for entry in pages.chunks(journal.max_pages()) {
+            journal
+                .append(self.file(), entry, self.file_length())
+                .map_err(|e| self.fatal("write a log entry", e))?;
+            self.sync()?;
+            // The former entry's pages were covered by this sync; ours are in place from now on,
+            // and stay the tail of the next entry until a sync has covered them.
+            journal
+                .settle(self.file(), entry)
+                .map_err(|e| self.fatal("write BAT pages", e))?;
+        }
+        Ok(())
+    }
+
+    /// Trimmed space whose BAT change is durable becomes free (invariant 2).
+    fn release(&self, freed: &[u64]) {
+        for &offset in freed {
+            let span = Span {
+                offset,
+                length: self.bat.shape.block_bytes,
+            };
+            // Only to give space back to the host: it is zeroed again before it is used.
+            if let Err(e) = self.file().punch_hole(span.offset, span.length) {
+                tracing::debug!(file = self.view.name, offset, error = %e, "trimmed space kept");
+            }
+            lock(&self.space).give_back(span);
+        }
+    }
+
+    /// A sync whose failure is final.
+    pub(super) fn sync(&self) -> Result<(), DiskError> {
+        let length = lock(&self.space).length();
+        self.file().sync().map_err(|e| self.fatal("sync", e))?;
+        self.durable.flushed_length.store(length, Ordering::Release);
+        Ok(())
+    }
+
+    fn file_length(&self) -> FileLength {
+        let last = lock(&self.space).length();
+        FileLength {
+            flushed: self
+                .durable
+                .flushed_length
+                .load(Ordering::Acquire)
+                .min(last),
+            last,
+        }
+    }
+
+    pub(super) fn fatal(&self, action: &str, source: io::Error) -> DiskError {
+        self.durable
+            .poison
+            .set(format!("{action} of {}", self.view.name), source)
+    }
+
+    /// Leaves the file as after a clean shutdown: the log empty, the file cut to its last used mebibyte.
+    pub(super) fn shut(&self) -> Result<(), DiskError> {
+        self.flush()?;
+        if !self.durable.is_armed() {
+            return Ok(());
+        }
+        let mut journal = lock(&self.durable.journal);
+        // Pages that are in their places become durable there.
+        self.sync()?;
+        journal.all_settled();
+        let end = lock(&self.space).used_end();
+        if end < lock(&self.space).length() {
+            // The log must know of the smaller length before the file has it.
+            let length = FileLength {
+                flushed: end,
+                last: end,
+            };
+            journal
+                .append(self.file(), &[], length)
+                .map_err(|e| self.fatal("write a log entry", e))?;
+            self.sync()?;
+            self.file()
+                .set_length(end)
+                .map_err(|e| self.fatal("shorten", e))?;
+            lock(&self.space).was_cut();
+            self.sync()?;
+        }
+        lock(&self.headers)
+            .update(self.file(), |header| header.log_guid = NO_GUID)
+            .map_err(|e| self.fatal("write the headers", e))
+    }
+
+    /// How many BAT pages one entry takes.
+    #[cfg(test)]
+    pub(super) fn pages_per_entry(&self) -> usize {
+        lock(&self.durable.journal).max_pages()
+    }
+
+    /// Content of the page of the file at `offset`, a multiple of 4 KiB, to be changed and logged.
+    pub(super) fn page_at(&self, offset: u64) -> Result<(u64, Page), DiskError> {
+        let mut page: Page = Box::new([0; super::layout::PAGE_BYTES]);
+        let at = offset - offset % super::layout::PAGE;
+        self.view.read(&mut page[..], at)?;
+        assert!(
+            to_usize(offset - at) < page.len(),
+            "the offset is on its page"
+        );
+        Ok((at, page))
+    }
+}
