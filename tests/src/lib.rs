@@ -12,4 +12,5 @@ pub mod bins;
 pub mod data;
 pub mod ports;
 pub mod process;
+pub mod proxy;
 pub mod wait;
