@@ -10,6 +10,7 @@
 
 pub mod bins;
 pub mod data;
+pub mod nbd_client;
 pub mod ports;
 pub mod process;
 pub mod proxy;
