@@ -10,8 +10,11 @@
 
 pub mod bins;
 pub mod data;
+pub mod guest;
 pub mod nbd_client;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod tools;
 pub mod wait;
+pub mod writer;
