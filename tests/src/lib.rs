@@ -9,12 +9,14 @@
 //! blocks; waits have deadlines and poll, and no test sleeps for a fixed time.
 
 pub mod bins;
+pub mod ctl;
 pub mod data;
 pub mod guest;
 pub mod nbd_client;
 pub mod ports;
 pub mod process;
 pub mod proxy;
+pub mod site;
 pub mod tools;
 pub mod wait;
 pub mod writer;
