@@ -1,2 +1,116 @@
-//! placeholder
-fn main() {}
+//! One command for each chore: `cargo xtask demo`, `test`, `lint`, `bench`.
+//!
+//! Owns no logic of the product. It runs cargo, and installs what the tests need where it may; it
+//! says each command before it runs it. Has next to no dependencies, so that it starts at once.
+
+mod install;
+mod run;
+
+use std::env;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+use run::{Step, cargo, root};
+
+const USAGE: &str = "\
+usage: cargo xtask <chore>
+
+  demo [--keep]    build, then show replication, failover and failback on this machine
+  test [FILTER]    install what the tests need, then run all of them, or those that match
+  lint             formatting, clippy with warnings as errors, and the rules of tests/tests/tidy.rs
+  bench [NAME]     build in release mode, then measure, all or one measurement";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match args.as_slice() {
+        ["demo", rest @ ..] => demo(rest),
+        ["test", rest @ ..] => test(rest),
+        ["lint"] => lint(),
+        ["bench", rest @ ..] => bench(rest),
+        ["--help" | "-h" | "help"] => {
+            run::say(USAGE);
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            run::say(USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say(&format!("xtask: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The programs that an administrator installs.
+const PROGRAMS: [&str; 6] = ["-p", "primary-agent", "-p", "secondary-agent", "-p", "sitepair"];
+
+fn demo(args: &[&str]) -> Result<()> {
+    run_release("demo", args)
+}
+
+fn bench(args: &[&str]) -> Result<()> {
+    install::tools()?;
+    run_release("bench", args)
+}
+
+/// Builds everything in release mode and runs one of the harness's own programs.
+fn run_release(name: &str, args: &[&str]) -> Result<()> {
+    let bins = ["primary-agent", "secondary-agent", "sitepair", name];
+    let mut build = cargo(&["build", "--release", "--locked", "-p", "sitepair-tests"]);
+    build.args(PROGRAMS);
+    for bin in bins {
+        build.args(["--bin", bin]);
+    }
+    Step::new(build).run()?;
+    let folder = target_dir().join("release");
+    let mut program = std::process::Command::new(folder.join(name));
+    program.args(args).env("SITEPAIR_BIN_DIR", &folder).current_dir(root());
+    Step::new(program).run()
+}
+
+fn test(args: &[&str]) -> Result<()> {
+    install::tools()?;
+    let python = install::python_client()?;
+    // Programs and tests in one go: built apart, they would differ in the features of some
+    // dependencies, and all of those would be built twice.
+    Step::new(cargo(&["build", "--workspace", "--all-targets", "--locked"])).run()?;
+    let mut tests = cargo(&["test", "--workspace", "--locked"]);
+    match args {
+        [] => {}
+        [filter] => {
+            tests.args(["--", filter]);
+        }
+        _ => bail!("test takes one filter at most"),
+    }
+    tests.env("SITEPAIR_BIN_DIR", target_dir().join("debug")).env("SITEPAIR_PYTHON", python);
+    Step::new(tests).run()
+}
+
+fn lint() -> Result<()> {
+    Step::new(cargo(&["fmt", "--all", "--check"])).run()?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    Step::new(cargo(&clippy)).run()?;
+    Step::new(cargo(&["test", "-p", "sitepair-tests", "--locked", "--test", "tidy"])).run()
+}
+
+/// Where cargo puts what it builds.
+fn target_dir() -> std::path::PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root().join(Path::new(&dir)),
+        None => root().join("target"),
+    }
+}
+
+/// The folder for what the chores keep between runs.
+fn kept_dir() -> Result<std::path::PathBuf> {
+    let dir = target_dir().join("xtask");
+    std::fs::create_dir_all(&dir).with_context(|| format!("make folder {}", dir.display()))?;
+    Ok(dir)
+}
