@@ -30,7 +30,11 @@ pub(crate) fn tools() -> Result<()> {
         .map(|(_, _, package)| *package)
         .collect();
     missing.dedup();
-    if missing.is_empty() { Ok(()) } else { install_debian(&missing) }
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        install_debian(&missing)
+    }
 }
 
 /// A Python that can be a gRPC client: the system's if it has the packages, otherwise a virtual
@@ -52,7 +56,13 @@ pub(crate) fn python_client() -> Result<PathBuf> {
     make.args(["-m", "venv"]).arg(&venv);
     Step::new(make).run()?;
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ]);
     Step::new({
         pip.args(PYTHON_PACKAGES);
         pip
@@ -63,7 +73,10 @@ pub(crate) fn python_client() -> Result<PathBuf> {
 
 fn install_debian(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
-    let root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|id| id.stdout == b"0\n");
     if !root || !succeeds("apt-get", &["--version"]) {
         bail!("install these packages first (not root on Debian, so not done here): {list}");
     }

@@ -49,7 +49,14 @@ fn main() -> ExitCode {
 }
 
 /// The programs that an administrator installs.
-const PROGRAMS: [&str; 6] = ["-p", "primary-agent", "-p", "secondary-agent", "-p", "sitepair"];
+const PROGRAMS: [&str; 6] = [
+    "-p",
+    "primary-agent",
+    "-p",
+    "secondary-agent",
+    "-p",
+    "sitepair",
+];
 
 fn demo(args: &[&str]) -> Result<()> {
     run_release("demo", args)
@@ -71,7 +78,10 @@ fn run_release(name: &str, args: &[&str]) -> Result<()> {
     Step::new(build).run()?;
     let folder = target_dir().join("release");
     let mut program = std::process::Command::new(folder.join(name));
-    program.args(args).env("SITEPAIR_BIN_DIR", &folder).current_dir(root());
+    program
+        .args(args)
+        .env("SITEPAIR_BIN_DIR", &folder)
+        .current_dir(root());
     Step::new(program).run()
 }
 
@@ -80,7 +90,13 @@ fn test(args: &[&str]) -> Result<()> {
     let python = install::python_client()?;
     // Programs and tests in one go: built apart, they would differ in the features of some
     // dependencies, and all of those would be built twice.
-    Step::new(cargo(&["build", "--workspace", "--all-targets", "--locked"])).run()?;
+    Step::new(cargo(&[
+        "build",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+    ]))
+    .run()?;
     let mut tests = cargo(&["test", "--workspace", "--locked"]);
     match args {
         [] => {}
@@ -89,15 +105,33 @@ fn test(args: &[&str]) -> Result<()> {
         }
         _ => bail!("test takes one filter at most"),
     }
-    tests.env("SITEPAIR_BIN_DIR", target_dir().join("debug")).env("SITEPAIR_PYTHON", python);
+    tests
+        .env("SITEPAIR_BIN_DIR", target_dir().join("debug"))
+        .env("SITEPAIR_PYTHON", python);
     Step::new(tests).run()
 }
 
 fn lint() -> Result<()> {
     Step::new(cargo(&["fmt", "--all", "--check"])).run()?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
     Step::new(cargo(&clippy)).run()?;
-    Step::new(cargo(&["test", "-p", "sitepair-tests", "--locked", "--test", "tidy"])).run()
+    Step::new(cargo(&[
+        "test",
+        "-p",
+        "sitepair-tests",
+        "--locked",
+        "--test",
+        "tidy",
+    ]))
+    .run()
 }
 
 /// Where cargo puts what it builds.

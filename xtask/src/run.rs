@@ -28,7 +28,10 @@ impl Step {
 
     fn line(&self) -> String {
         let words = std::iter::once(self.0.get_program()).chain(self.0.get_args());
-        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        words
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
@@ -41,7 +44,9 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 
 /// The workspace's root.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ lies in the workspace root")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask/ lies in the workspace root")
 }
 
 /// Whether a command runs and succeeds, with its output thrown away.
@@ -56,7 +61,10 @@ pub(crate) fn succeeds(program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> b
 }
 
 /// Tells the person at the terminal.
-#[expect(clippy::print_stderr, reason = "xtask talks to the person who called it")]
+#[expect(
+    clippy::print_stderr,
+    reason = "xtask talks to the person who called it"
+)]
 pub(crate) fn say(text: &str) {
     eprintln!("{text}");
 }
