@@ -15,6 +15,7 @@ use crate::error::DiskError;
 use crate::image::Image;
 use crate::raw::RawImage;
 use crate::storage::{BlockFile, LockKind, OpenMode, Storage};
+use crate::vhdx::VhdxImage;
 
 /// Formats of image files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,13 +83,15 @@ pub fn open_image(
 }
 
 fn open_vhdx(
-    _storage: &Arc<dyn Storage>,
+    storage: &Arc<dyn Storage>,
     path: &Path,
-    _read_only: bool,
+    read_only: bool,
 ) -> Result<Arc<dyn Image>, DiskError> {
-    Err(DiskError::Unsupported {
-        what: format!("{}: {VHDX}", path.display()),
-    })
+    Ok(Arc::new(VhdxImage::open(
+        Arc::clone(storage),
+        path,
+        read_only,
+    )?))
 }
 
 /// Opens a file and takes the lock of the mode before anything is read from it.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::ErrorKind;
 use crate::storage::fake::FakeStorage;
+use crate::vhdx;
 
 fn path() -> &'static Path {
     Path::new("/disk")
@@ -86,4 +87,41 @@ fn a_missing_file_is_told() {
         .err()
         .unwrap();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_vhdx_is_found_and_opened() {
+    let storage: Arc<dyn Storage> = Arc::new(FakeStorage::new());
+    let options = vhdx::CreateOptions {
+        size_bytes: 64 << 20,
+        block_bytes: 1 << 20,
+        logical_sector_bytes: 512,
+        physical_sector_bytes: 4096,
+        kind: vhdx::Kind::Dynamic,
+        disk_id: None,
+    };
+    VhdxImage::create(Arc::clone(&storage), path(), &options)
+        .unwrap()
+        .close()
+        .unwrap();
+    assert_eq!(probe(&*storage, path()).unwrap(), Format::Vhdx);
+    for format in [None, Some(Format::Vhdx)] {
+        let image = open_image(
+            &storage,
+            path(),
+            OpenOptions {
+                format,
+                read_only: false,
+            },
+        )
+        .unwrap();
+        assert_eq!(image.geometry().size_bytes, 64 << 20);
+        assert_eq!(
+            probe(&*storage, path()).unwrap_err().kind(),
+            ErrorKind::Locked
+        );
+        image.close().unwrap();
+    }
+    let refused = RawImage::open(&*storage, path(), true).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }
