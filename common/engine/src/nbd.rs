@@ -71,7 +71,7 @@ pub struct Export {
 /// What one process allows all its NBD clients together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NbdLimits {
-    /// Memory for payloads in bytes, in the whole process; at least four times the largest payload.
+    /// Memory for payloads in bytes, in the whole process; at least eight times the largest payload.
     pub payload_bytes: usize,
     /// Connections to one socket.
     pub connections_per_socket: usize,
@@ -143,7 +143,7 @@ impl NbdServer {
     #[must_use]
     pub fn new(limits: NbdLimits) -> Self {
         let largest = usize::try_from(PAYLOAD_BYTES_MAX).unwrap_or(usize::MAX);
-        let payload_bytes = limits.payload_bytes.max(largest.saturating_mul(4));
+        let payload_bytes = limits.payload_bytes.max(largest.saturating_mul(8));
         Self {
             limits: NbdLimits {
                 payload_bytes,

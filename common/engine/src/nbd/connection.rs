@@ -191,6 +191,7 @@ impl Connection {
         let mut began = None;
         while !bytes.is_empty() {
             match (&*self.stream).write(bytes) {
+                Ok(0) => return self.cut(io::ErrorKind::WriteZero.into()),
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return self.cut(error),

@@ -31,6 +31,9 @@ pub type TlsSource = Arc<dyn Fn() -> Arc<rustls::ServerConfig> + Send + Sync>;
 
 /// Bytes carried at once in either direction.
 const CARRY_BYTES: usize = 256 << 10;
+/// Clients that may be on their way through TLS, besides those that are served: strangers who never
+/// finish must not keep out those who do.
+const PENDING_MAX: usize = 64;
 /// How long replies may take to leave after the connection is over.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -63,7 +66,7 @@ pub(super) async fn accept(socket: TcpListener, tls: TlsSource, listener: Arc<Li
             accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) if clients.len() < listener.connections_max() => {
+            Ok((stream, peer)) if clients.len() < listener.connections_max() + PENDING_MAX => {
                 clients.spawn(client(stream, peer, tls(), Arc::clone(&listener)));
             }
             Ok((_, peer)) => tracing::warn!(%peer, "too many NBD clients: one is dropped"),

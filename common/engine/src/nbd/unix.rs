@@ -84,8 +84,10 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     if !metadata.file_type().is_socket() {
         return Err(BindError::NotASocket(path.to_path_buf()));
     }
-    if StdStream::connect(path).is_ok() {
-        return Err(BindError::InUse(path.to_path_buf()));
+    match StdStream::connect(path) {
+        // Nobody listens: its owner died without removing it.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        _ => return Err(BindError::InUse(path.to_path_buf())),
     }
     fs::remove_file(path).map_err(|source| BindError::Socket {
         action: "remove the stale socket",

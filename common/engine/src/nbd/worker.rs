@@ -5,10 +5,7 @@
 
 use sitepair_disk::image::Access;
 use sitepair_disk::{DiskError, ErrorKind, ExtentKind, ZeroMode};
-use sitepair_model::nbd::reply::{
-    self, DATA_CHUNK_BYTES, ERROR_CHUNK_BYTES, More, SIMPLE_BYTES, STATE_HOLE, STATE_ZERO,
-    StatusRun,
-};
+use sitepair_model::nbd::reply::{self, More, STATE_HOLE, STATE_ZERO, StatusRun};
 use sitepair_model::nbd::request::{FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE};
 use sitepair_model::nbd::{Command, Errno, Request};
 
@@ -93,6 +90,10 @@ impl<'a> Worker<'a> {
             self.answer(&request, Err(errno))?;
             return Ok(Step::Again);
         }
+        if request.length == 0 && matches!(request.command, Command::Read | Command::Write) {
+            self.answer(&request, Ok(()))?;
+            return Ok(Step::Again);
+        }
         if self.is_quick(&request) {
             self.quick(&request, reader)?;
             return Ok(Step::Again);
@@ -100,7 +101,8 @@ impl<'a> Worker<'a> {
         self.send_collected()?;
         if request.command == Command::Write {
             let length = length_of(&request);
-            reader.payload_into(&mut self.payload.at_least(length)[..length])?;
+            let payload = self.payload.at_least(length, &mut self.out);
+            reader.payload_into(&mut payload[..length])?;
         }
         Ok(Step::Slow(Job(request)))
     }
@@ -195,7 +197,7 @@ impl<'a> Worker<'a> {
         while at < end && !self.connection.listener.is_closing() {
             let piece =
                 usize::try_from(end - at).map_or(QUICK_BYTES_MAX, |n| n.min(QUICK_BYTES_MAX));
-            let bytes = &mut self.payload.at_least(piece)[..piece];
+            let bytes = &mut self.payload.at_least(piece, &mut self.out)[..piece];
             self.connection.image.read_at(bytes, at)?;
             at += u64::try_from(piece).expect("a piece is small");
         }
@@ -234,9 +236,6 @@ impl<'a> Worker<'a> {
     }
 
     fn read_whole(&mut self, request: &Request) -> std::io::Result<()> {
-        if request.length == 0 {
-            return self.answer(request, Ok(()));
-        }
         let (cookie, offset, length) = (request.cookie, request.offset, request.length);
         let read = if self.connection.limits.structured {
             let header = reply::data_chunk(cookie, offset, length, More::Last);
@@ -320,7 +319,7 @@ impl<'a> Worker<'a> {
             self.send_collected()?;
         }
         self.out
-            .at_least((self.collected + length).max(REPLIES_BYTES));
+            .at_least(self.collected + length, &mut self.payload);
         Ok(&mut self.out.bytes()[self.collected..])
     }
 
@@ -350,9 +349,6 @@ enum Step {
     Slow(Job),
     Over,
 }
-
-/// Smallest buffer for replies: many without data.
-const REPLIES_BYTES: usize = 64 * (SIMPLE_BYTES + DATA_CHUNK_BYTES + ERROR_CHUNK_BYTES);
 
 fn length_of(request: &Request) -> usize {
     usize::try_from(request.length).expect("lengths have 32 bits")
