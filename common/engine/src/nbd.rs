@@ -27,6 +27,7 @@ mod connection;
 mod handshake;
 mod listener;
 mod reader;
+mod status;
 mod tls;
 mod unix;
 mod worker;

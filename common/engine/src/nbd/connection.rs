@@ -35,6 +35,8 @@ pub(super) struct Connection {
     baton: Mutex<Baton>,
     passed: Condvar,
     writer: Mutex<()>,
+    /// Replies cannot be sent any more.
+    broken: AtomicBool,
     failed_before: AtomicBool,
 }
 
@@ -81,6 +83,7 @@ impl Connection {
             baton: Mutex::new(baton),
             passed: Condvar::new(),
             writer: Mutex::new(()),
+            broken: AtomicBool::new(false),
             failed_before: AtomicBool::new(false),
         }))
     }
@@ -206,8 +209,14 @@ impl Connection {
     }
 
     fn cut(&self, error: io::Error) -> io::Result<()> {
+        self.broken.store(true, Ordering::Release);
         let _ = self.stream.shutdown(Shutdown::Both);
         Err(error)
+    }
+
+    /// Whether no new request may start.
+    pub(super) fn is_over(&self) -> bool {
+        self.broken.load(Ordering::Acquire) || self.listener.is_closing()
     }
 
     /// Reports the first failure of the disk on this connection loudly, the others quietly.

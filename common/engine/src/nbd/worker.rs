@@ -4,14 +4,15 @@
 //! hand, and sent with one system call before the thread waits for anything.
 
 use sitepair_disk::image::Access;
-use sitepair_disk::{DiskError, ErrorKind, ExtentKind, ZeroMode};
-use sitepair_model::nbd::reply::{self, More, STATE_HOLE, STATE_ZERO, StatusRun};
+use sitepair_disk::{DiskError, ErrorKind, ZeroMode};
+use sitepair_model::nbd::reply::{self, More};
 use sitepair_model::nbd::request::{FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_REQ_ONE};
 use sitepair_model::nbd::{Command, Errno, Request};
 
 use super::budget::Buffer;
 use super::connection::Connection;
 use super::reader::{Incoming, ReadError, Reader};
+use super::status::Runs;
 
 /// A quick read is at most this long; longer ones let others read on meanwhile.
 const QUICK_BYTES_MAX: usize = 256 << 10;
@@ -82,7 +83,7 @@ impl<'a> Worker<'a> {
                 return Ok(self.unless_closing(Step::Again));
             }
         };
-        if request.command == Command::Disconnect || self.connection.listener.is_closing() {
+        if request.command == Command::Disconnect || self.connection.is_over() {
             return Ok(Step::Over);
         }
         if let Some(errno) = request.refusal(&self.connection.limits) {
@@ -108,7 +109,7 @@ impl<'a> Worker<'a> {
     }
 
     fn unless_closing(&self, step: Step) -> Step {
-        if self.connection.listener.is_closing() {
+        if self.connection.is_over() {
             Step::Over
         } else {
             step
@@ -194,7 +195,7 @@ impl<'a> Worker<'a> {
     /// Reads a range and drops it, so that the page cache has it.
     fn read_ahead(&mut self, request: &Request) -> Result<(), DiskError> {
         let (mut at, end) = (request.offset, request.offset + u64::from(request.length));
-        while at < end && !self.connection.listener.is_closing() {
+        while at < end && !self.connection.is_over() {
             let piece =
                 usize::try_from(end - at).map_or(QUICK_BYTES_MAX, |n| n.min(QUICK_BYTES_MAX));
             let bytes = &mut self.payload.at_least(piece, &mut self.out)[..piece];
@@ -269,29 +270,29 @@ impl<'a> Worker<'a> {
     }
 
     fn block_status(&mut self, request: &Request) -> std::io::Result<()> {
-        let mut runs = Vec::new();
-        let limit = if request.has(FLAG_REQ_ONE) {
+        let runs_max = if request.has(FLAG_REQ_ONE) {
             1
         } else {
             STATUS_RUNS_MAX
         };
+        let mut runs = Runs::new(request.length, runs_max);
         let length = u64::from(request.length);
         let visited =
             self.connection
                 .image
                 .extents(request.offset, length, &mut |_, length, kind| {
-                    push_run(&mut runs, limit, length, kind)
+                    runs.push(length, kind)
                 });
-        clip(&mut runs, request.length);
-        match self.outcome(visited) {
-            Ok(()) if runs.is_empty() => self.answer(request, Err(Errno::Io)),
-            Ok(()) => {
-                let mut out = Vec::with_capacity(64 + 8 * runs.len());
-                reply::push_block_status(&mut out, request.cookie, &runs);
-                self.push(&out)
-            }
-            Err(errno) => self.answer(request, Err(errno)),
+        let runs = match self.outcome(visited) {
+            Ok(()) => runs.into_status(),
+            Err(errno) => return self.answer(request, Err(errno)),
+        };
+        if runs.is_empty() {
+            return self.answer(request, Err(Errno::Io));
         }
+        let mut out = Vec::with_capacity(64 + 8 * runs.len());
+        reply::push_block_status(&mut out, request.cookie, &runs);
+        self.push(&out)
     }
 
     /// Collects a reply without data.
@@ -362,39 +363,6 @@ fn zero_mode(request: &Request) -> Result<ZeroMode, Errno> {
         (false, true) => Ok(ZeroMode::KeepAllocated),
         (false, false) => Ok(ZeroMode::MayUnmap),
     }
-}
-
-/// Adds a run, joined to the last one where it holds the same. False: no more runs are wanted.
-fn push_run(runs: &mut Vec<StatusRun>, limit: usize, length: u64, kind: ExtentKind) -> bool {
-    let state = match kind {
-        ExtentKind::Data => 0,
-        ExtentKind::Zero => STATE_ZERO,
-        ExtentKind::Hole => STATE_HOLE | STATE_ZERO,
-    };
-    let length = u32::try_from(length).unwrap_or(u32::MAX);
-    let full = runs.len() == limit;
-    match runs.last_mut() {
-        Some(last) if last.state == state => {
-            last.length = last.length.saturating_add(length);
-            true
-        }
-        _ if full => false,
-        _ if length == 0 => true,
-        _ => {
-            runs.push(StatusRun { length, state });
-            true
-        }
-    }
-}
-
-/// Cuts runs that reach beyond the range that was asked about.
-fn clip(runs: &mut Vec<StatusRun>, length: u32) {
-    let mut left = length;
-    runs.retain_mut(|run| {
-        run.length = run.length.min(left);
-        left -= run.length;
-        run.length > 0
-    });
 }
 
 fn errno_of(error: &DiskError) -> Errno {
