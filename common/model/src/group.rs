@@ -118,6 +118,17 @@ pub enum Trouble {
     /// This site has a history that the peer has left behind.
     #[error("this site is behind the other one's history and must be resynchronized")]
     BehindPeer,
+    /// The peer's replica is older than what it acknowledged, or another: nothing that is only known
+    /// as a difference to the acknowledged cycle may be sent to it.
+    #[error(
+        "the other site's replica is not what it acknowledged, its state was restored or copied; end the protection and begin it again"
+    )]
+    ReplicaChanged,
+    /// The peer cannot take what was handed over to it.
+    #[error(
+        "the other site's replica is not at the hand-over cut and cannot take over; stop its agent and force this site open"
+    )]
+    OtherCut,
     /// The peer does not know the group although cycles were acknowledged.
     #[error(
         "the other site has lost its knowledge of this group; restore its catalogue, or end the protection and begin it again"

@@ -56,7 +56,8 @@ pub enum Event {
         /// The operation.
         op: OpId,
     },
-    /// The exports are closed and drained, and the peer has acknowledged the hand-over cut.
+    /// The exports are closed and drained, and the peer has acknowledged the hand-over cut. No later
+    /// cycle was ever begun: one that the peer still committed would leave it unable to take over.
     Shipped {
         /// The operation.
         op: OpId,

@@ -106,9 +106,24 @@ fn meet(t: &mut Transition, peer: PeerKnown, words: Words) -> Result<(), Refusal
         }
         _ => {}
     }
+    let peer = newest(t.next.session.peer.take(), peer);
     t.next.session.trouble = trouble(t, &peer.summary);
     t.next.session.peer = Some(peer);
     Ok(())
+}
+
+/// Words and acknowledgements may overtake each other; within one life a replica only moves forward.
+fn newest(known: Option<PeerKnown>, heard: PeerKnown) -> PeerKnown {
+    match known {
+        Some(known)
+            if known.nonce == heard.nonce
+                && known.summary.generation == heard.summary.generation
+                && known.summary.cycle > heard.summary.cycle =>
+        {
+            known
+        }
+        _ => heard,
+    }
 }
 
 /// The peer does not know the group: it never heard of it, or forgot it.
@@ -156,6 +171,7 @@ pub(super) fn grant(t: &Transition) -> Option<Grant> {
     };
     let peer = t.next.session.peer.as_ref()?;
     let can_take = peer.summary.role == RoleName::Replica
+        && is_at(&peer.summary, base)
         && t.next.relation_to(&peer.summary) == Relation::Same;
     can_take.then(|| Grant {
         request: *op,
@@ -182,14 +198,33 @@ fn trouble(t: &Transition, peer: &PeerSummary) -> Option<Trouble> {
     match t.next.relation_to(peer) {
         Relation::Diverged | Relation::Unrelated => Some(Trouble::Diverged),
         Relation::Same if may_serve(ours) && may_serve(peer.role) => Some(Trouble::TwoSources),
+        Relation::Same => match &t.next.record.role {
+            Role::HandedOver { base, .. } if !is_at(peer, base) => Some(Trouble::OtherCut),
+            Role::Source | Role::Quiescing { .. } if !holds_acknowledged(t, peer) => {
+                Some(Trouble::ReplicaChanged)
+            }
+            _ => None,
+        },
         // A peer that may serve is told by our Hello that it is behind, and steps down by itself.
         Relation::Ahead if may_serve(ours) && !may_serve(peer.role) => Some(Trouble::PeerBehind),
-        Relation::Same | Relation::Ahead => None,
+        Relation::Ahead => None,
         Relation::Behind => Some(Trouble::BehindPeer),
     }
 }
 
-/// Whether the peer's replica holds exactly what is acknowledged here.
+/// Whether the peer has at least what it acknowledged.
+fn holds_acknowledged(t: &Transition, peer: &PeerSummary) -> bool {
+    t.next
+        .record
+        .last
+        .is_none_or(|last| peer.cycle > last.cycle || is_at(peer, &last))
+}
+
+fn is_at(peer: &PeerSummary, cut: &Committed) -> bool {
+    peer.cycle == cut.cycle && peer.digest == Some(cut.digest)
+}
+
+/// Whether the peer keeps a complete replica of this generation, as far as this site knows.
 pub(super) fn is_current_replica(t: &Transition, peer: &PeerSummary) -> bool {
     peer.role == RoleName::Replica
         && peer.cycle != Cycle::NONE

@@ -456,7 +456,8 @@ fn row_7_a_planned_failover_needs_a_current_replica_and_no_writer() {
         refusal(&restart(&source).next, &failover(0, false)),
         Refusal::Closed
     );
-    let seeding = go(&source, &says_hello(50, says(RoleName::Seeding, &[G0], 0))).next;
+    let born = GroupState::born_source(group(), gen_id(G0), nonce(1), BOOT).next;
+    let seeding = go(&born, &says_hello(50, says(RoleName::Seeding, &[G0], 0))).next;
     assert!(matches!(
         refusal(&seeding, &failover(0, false)),
         Refusal::PeerNotReplica { .. }
@@ -857,6 +858,40 @@ fn a_new_life_of_the_peer_starts_replication_anew() {
         t.after
             .contains(&Effect::StartReplication(ReplicateFrom::Cycle(Cycle(5))))
     );
+}
+
+/// The source's change map knows only what came after the acknowledged cycle.
+#[test]
+fn a_replica_that_lost_what_it_acknowledged_is_sent_nothing() {
+    let older = says(RoleName::Replica, &[G0], 4);
+    let mut other = says(RoleName::Replica, &[G0], 5);
+    other.digest = Some(cut(9).digest);
+    for summary in [older.clone(), other, says(RoleName::Seeding, &[G0], 0)] {
+        let t = go(&source(), &says_hello(51, summary));
+        assert_eq!(t.before, [Effect::StopReplication]);
+        assert_eq!(
+            t.after.last(),
+            Some(&Effect::Alarm(Trouble::ReplicaChanged))
+        );
+        assert!(t.next.serves());
+        let mended = go(&t.next, &says_hello(52, says(RoleName::Replica, &[G0], 5))).next;
+        assert!(mended.replicates_to().is_some());
+    }
+    // Older words of the same life were overtaken by the acknowledgement.
+    let late = go(&source(), &says_hello(50, older)).next;
+    assert_eq!(late.session, source().session);
+}
+
+#[test]
+fn a_peer_that_is_not_at_the_hand_over_cut_is_reported() {
+    let t = go(
+        &handed_over(),
+        &says_hello(51, says(RoleName::Replica, &[G0], 6)),
+    );
+    assert!(matches!(
+        t.after.as_slice(),
+        [Effect::AnswerHello(_), Effect::Alarm(Trouble::OtherCut)]
+    ));
 }
 
 #[test]
