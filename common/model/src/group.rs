@@ -32,11 +32,14 @@
 
 mod effect;
 mod event;
+mod failover;
 mod meeting;
 mod operation;
+mod operator;
 mod record;
 mod refusal;
 mod step;
+mod transfer;
 
 #[cfg(test)]
 mod tests;
