@@ -93,7 +93,6 @@ pub(crate) struct Source {
     pub(crate) preserved_bytes: u64,
     pub(crate) hot_zones: u32,
     pub(crate) guest_written_bytes: u64,
-    pub(crate) send_rate: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -297,7 +296,6 @@ impl From<proto::SourceStatus> for Source {
             preserved_bytes: s.preserved_bytes,
             hot_zones: s.hot_zones,
             guest_written_bytes: s.guest_written_bytes,
-            send_rate: s.send_rate,
         }
     }
 }

@@ -56,6 +56,11 @@ impl Core {
         lock(&self.row).clone()
     }
 
+    /// Takes over the row as the catalogue has it.
+    pub(super) fn set_row(&self, row: GroupRow) {
+        *lock(&self.row) = row;
+    }
+
     /// What `event` would do now.
     pub(super) fn decide(&self, event: &Event) -> Result<(GroupState, Transition), Refusal> {
         let state = lock(&self.state);

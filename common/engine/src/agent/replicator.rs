@@ -56,7 +56,9 @@ pub(super) struct Work {
     pub(super) generation: GenId,
     /// Whether the replica has no point yet, so that even an empty cycle is worth sending.
     pub(super) first_point: bool,
-    pub(super) report: mpsc::Sender<Msg>,
+    /// Tells its reports from those of another.
+    pub(super) number: u64,
+    pub(super) report: mpsc::UnboundedSender<Msg>,
 }
 
 /// Orders that wait while a cycle is on its way.
@@ -69,10 +71,10 @@ impl Replicator {
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let token = stop.clone();
         let task = tokio::spawn(async move {
-            let report = work.report.clone();
+            let (report, number) = (work.report.clone(), work.number);
             let end = work.run(receiver, &token).await;
             // The task is gone only when the agent stops; then nobody needs to know.
-            let _ = report.send(Msg::ReplicatorEnded(end)).await;
+            let _ = report.send(Msg::ReplicatorEnded(number, end));
         });
         Self { stop, orders, task }
     }
@@ -161,7 +163,7 @@ impl Work {
                 self.first_point = false;
                 let acknowledged =
                     Msg::Acknowledged { generation: self.generation, last: committed };
-                self.report.send(acknowledged).await.map_err(|_| End::Stopped)?;
+                self.report.send(acknowledged).map_err(|_| End::Stopped)?;
                 Ok(Some(committed))
             }
             Err(ShipError::Stopped) => Err(End::Stopped),

@@ -134,8 +134,6 @@ pub struct SourceStatus {
     pub hot_zones: u32,
     /// Written by guests since the agent started.
     pub guest_written_bytes: u64,
-    /// Bytes per second now.
-    pub send_rate: u64,
 }
 
 /// Replication to here.

@@ -1,0 +1,485 @@
+//! What operators may ask of an agent, in our own types; the wire converts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sitepair_disk::Image;
+use sitepair_disk::open::{Format, OpenOptions, open_image};
+use sitepair_model::group::{ForceOpen, GroupState};
+use sitepair_model::ids::{
+    Cycle, DiskId, DiskName, GenId, GroupId, GroupName, OpId, UnixMillis,
+};
+use sitepair_model::peer::ImageFormat;
+use sitepair_model::point::RecoveryPoint;
+use tokio::sync::{oneshot, watch};
+
+use super::command::{Command, CommandError, Done};
+use super::core::Core;
+use super::groups::Handle;
+use super::job::Job;
+use super::replicator::chain;
+use super::side::{Side, SourceSide, forget_maps, nbd_uri, socket_path};
+use super::status::{
+    AgentStatus, CertificateStatus, DiskStatus, ExportStatus, GroupStatus, Health, JobStatus,
+    LinkStatus,
+};
+use super::task::Msg;
+use super::{Context, LinkView, offer_of};
+use crate::catalog::{DiskRow, GroupRow};
+use crate::endpoint::PeerError;
+use crate::source::Fresh;
+use crate::wire::LinkState;
+
+/// A group to protect.
+#[derive(Debug, Clone)]
+pub struct ProtectSpec {
+    /// Its name.
+    pub group: GroupName,
+    /// Its disks.
+    pub disks: Vec<ProtectDisk>,
+    /// Recovery points to keep; the agent's default if `None`.
+    pub keep_points: Option<u32>,
+    /// Time between cuts; the agent's default if `None`.
+    pub interval: Option<Duration>,
+    /// Whether files at the replica's place may be written over.
+    pub use_existing: bool,
+}
+
+/// One of its disks.
+#[derive(Debug, Clone)]
+pub struct ProtectDisk {
+    /// Its name.
+    pub name: DiskName,
+    /// Its image on this host, absolute.
+    pub path: PathBuf,
+    /// Where the replica goes, if the operator says.
+    pub replica_path: Option<String>,
+    /// The image's format, if the operator says.
+    pub format: Option<Format>,
+}
+
+/// An agent as operators see it.
+#[derive(Clone)]
+pub struct Operator {
+    context: Arc<Context>,
+    certificate: Arc<dyn Fn() -> CertificateStatus + Send + Sync>,
+    peer_address: String,
+}
+
+/// How long a group may take to tell how it is.
+const STATUS_WAIT: Duration = Duration::from_secs(5);
+/// Most disks of a group.
+const DISKS_MAX: usize = 64;
+
+impl Operator {
+    /// The agent's face to operators. `certificate` tells what it shows to others.
+    #[must_use]
+    pub fn new(
+        context: Arc<Context>,
+        peer_address: String,
+        certificate: Arc<dyn Fn() -> CertificateStatus + Send + Sync>,
+    ) -> Self {
+        Self { context, certificate, peer_address }
+    }
+
+    fn handle(&self, group: &GroupName) -> Result<Handle, CommandError> {
+        self.context.groups.named(group).ok_or_else(|| {
+            CommandError::NotFound(format!(
+                "no group {group} at the {} site; `sitepair status` lists those that are",
+                self.context.site
+            ))
+        })
+    }
+
+    async fn ask<T>(
+        &self,
+        group: &GroupName,
+        command: impl FnOnce(oneshot::Sender<Result<T, CommandError>>) -> Command,
+    ) -> Result<T, CommandError> {
+        let handle = self.handle(group)?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || CommandError::Failed("the group's task has ended".to_owned());
+        handle.inbox.send(Msg::Command(command(reply))).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// How the agent is, and its groups: all, or the one named.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that is not there.
+    pub async fn status(&self, only: Option<&GroupName>) -> Result<AgentStatus, CommandError> {
+        let handles = match only {
+            Some(name) => vec![self.handle(name)?],
+            None => self.context.groups.all(),
+        };
+        let mut asked = Vec::with_capacity(handles.len());
+        for handle in handles {
+            let (reply, answer) = oneshot::channel();
+            // A group that ended since is none.
+            if handle.inbox.send(Msg::Status(reply)).await.is_ok() {
+                asked.push(answer);
+            }
+        }
+        let mut groups: Vec<GroupStatus> = Vec::with_capacity(asked.len());
+        for answer in asked {
+            match tokio::time::timeout(STATUS_WAIT, answer).await {
+                Ok(Ok(status)) => groups.push(status),
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    return Err(CommandError::Failed(
+                        "a group is busy and does not answer; try again".to_owned(),
+                    ));
+                }
+            }
+        }
+        let link = self.link();
+        let own = if link.connected { Health::Ok } else { Health::Warning };
+        let health = groups.iter().map(|g| g.health).max().unwrap_or(Health::Ok).max(own);
+        Ok(AgentStatus {
+            pair: self.context.pair.clone(),
+            site: self.context.site,
+            started_at: self.context.started_at,
+            link,
+            certificate: (self.certificate)(),
+            groups,
+            health,
+        })
+    }
+
+    fn link(&self) -> LinkStatus {
+        let peer = self.peer_address.clone();
+        match self.context.link.borrow().clone() {
+            LinkState::Up { since } => {
+                LinkStatus { peer, connected: true, since, last_error: String::new(), attempts: 0 }
+            }
+            LinkState::Down { since, last_error, attempts, .. } => {
+                LinkStatus { peer, connected: false, since, last_error, attempts }
+            }
+        }
+    }
+
+    /// The recovery points that this site keeps, and whether each is in use.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn points(
+        &self,
+        group: &GroupName,
+    ) -> Result<Vec<(RecoveryPoint, bool)>, CommandError> {
+        self.ask(group, Command::Points).await
+    }
+
+    /// Holds replication.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn pause(&self, group: &GroupName) -> Result<Done, CommandError> {
+        self.ask(group, Command::Pause).await
+    }
+
+    /// Lets replication go on.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn resume(&self, group: &GroupName) -> Result<Done, CommandError> {
+        self.ask(group, Command::Resume).await
+    }
+
+    /// Lets a new source replicate back.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn reverse(&self, group: &GroupName) -> Result<Done, CommandError> {
+        self.ask(group, Command::Reverse).await
+    }
+
+    /// Makes a recovery point and waits until the other site has it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn cut(
+        &self,
+        group: &GroupName,
+        label: Option<String>,
+    ) -> Result<Cycle, CommandError> {
+        let handle = self.handle(group)?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || {
+            CommandError::Refused(
+                "replication stopped before the point was made; see `sitepair status`".to_owned(),
+            )
+        };
+        let command = Command::Cut { label, reply };
+        handle.inbox.send(Msg::Command(command)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?.map_err(CommandError::Refused)
+    }
+
+    /// Begins a planned failover; the job's id is the operation's.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn planned_failover(
+        &self,
+        group: &GroupName,
+        op: Option<OpId>,
+        disconnect: bool,
+        reverse: bool,
+    ) -> Result<OpId, CommandError> {
+        let op = op.unwrap_or_else(|| OpId::from_bytes(self.context.env.random_id()));
+        self.ask(group, |reply| Command::PlannedFailover { op, disconnect, reverse, reply }).await
+    }
+
+    /// Opens a group on an operator's word.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn force_open(
+        &self,
+        group: &GroupName,
+        who: String,
+        why: String,
+        typed_name: &str,
+        peer_is_stopped: bool,
+    ) -> Result<Done, CommandError> {
+        let act = ForceOpen {
+            who,
+            why,
+            at: self.context.env.now(),
+            peer_host_stopped: peer_is_stopped,
+            typed_name_matches: typed_name == group.as_str(),
+            new: GenId::from_bytes(self.context.env.random_id()),
+        };
+        self.ask(group, |reply| Command::ForceOpen { act, reply }).await
+    }
+
+    /// Ends protection.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn unprotect(
+        &self,
+        group: &GroupName,
+        delete_replica: bool,
+        force: bool,
+    ) -> Result<Done, CommandError> {
+        self.ask(group, |reply| Command::Withdraw { delete_replica, force, reply }).await
+    }
+
+    /// Serves a recovery point.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn export(
+        &self,
+        group: &GroupName,
+        cycle: Cycle,
+    ) -> Result<Vec<ExportStatus>, CommandError> {
+        self.ask(group, |reply| Command::Export { cycle, reply }).await
+    }
+
+    /// Stops serving it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn unexport(&self, group: &GroupName, cycle: Cycle) -> Result<Done, CommandError> {
+        self.ask(group, |reply| Command::Unexport { cycle, reply }).await
+    }
+
+    /// Follows a job.
+    ///
+    /// # Errors
+    /// `NotFound` for one that this life of the agent does not know.
+    pub fn job(&self, id: OpId) -> Result<watch::Receiver<JobStatus>, CommandError> {
+        self.context.jobs.find(id).as_ref().map(Job::follow).ok_or_else(|| {
+            CommandError::NotFound(format!(
+                "no job {id} in this life of the agent; `sitepair status` tells what is true now"
+            ))
+        })
+    }
+
+    /// Begins to protect a group whose disks are on this host.
+    ///
+    /// # Errors
+    /// [`CommandError`]; then nothing that was made stays.
+    pub async fn protect(
+        &self,
+        spec: ProtectSpec,
+    ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
+        check(&spec)?;
+        let name = spec.group.clone();
+        let _reserved = self.context.groups.reserve(&name).ok_or_else(|| {
+            CommandError::Refused(format!(
+                "group {name} is known at the {} site already; choose another name",
+                self.context.site
+            ))
+        })?;
+        if !self.context.link.borrow().is_up() {
+            return Err(CommandError::Unreachable(
+                "the other site must take part and is not reachable; see `sitepair status`"
+                    .to_owned(),
+            ));
+        }
+        let context = Arc::clone(&self.context);
+        let prepared = tokio::task::spawn_blocking(move || prepare(&context, spec))
+            .await
+            .map_err(|e| CommandError::Failed(e.to_string()))??;
+        self.begin(prepared).await
+    }
+
+    async fn begin(
+        &self,
+        prepared: Prepared,
+    ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
+        let Prepared { row, images, paths, use_existing } = prepared;
+        let context = &self.context;
+        let first = GenId::from_bytes(context.env.random_id());
+        let boot = context.env.boot_id();
+        let born = GroupState::born_source(row.group, first, context.nonce, boot);
+        let offer = offer_of(&row, born.next.record.generation(), use_existing, &paths);
+        // The other site first: it may refuse, and then nothing has happened here.
+        context.peer.offer(offer).await.map_err(|e| match e {
+            PeerError::Refused { why } => CommandError::Refused(why),
+            PeerError::Link { why } => CommandError::Unreachable(why),
+            PeerError::Failed { why } => CommandError::Failed(format!("the other site: {why}")),
+        })?;
+        let opened = {
+            let (context, row, born) = (Arc::clone(context), row.clone(), born.clone());
+            tokio::task::spawn_blocking(move || {
+                // The change maps are durable before the group is: a group without them would count as lost.
+                let side =
+                    SourceSide::with_images(&context, &row, &born.next, images, Fresh::Seed)
+                        .map_err(CommandError::Failed)?;
+                let record = born.next.record.encode();
+                let put = context.catalog.put_group(&row, &record);
+                put.map(|()| side).map_err(|e| CommandError::Failed(chain(&e)))
+            })
+            .await
+            .map_err(|e| CommandError::Failed(e.to_string()))?
+        };
+        let side = match opened {
+            Ok(side) => side,
+            Err(error) => {
+                self.undo(&row).await;
+                return Err(error);
+            }
+        };
+        let core = Core::new(Arc::clone(&context.catalog), row.clone(), born.next);
+        context.groups.start(context, core, Side::Source(side), born.after);
+        tracing::info!(group = %row.name, "protected");
+        let disks = row.disks.iter().map(|d| {
+            let socket = socket_path(&context.run_dir, &row.name, &d.name);
+            DiskStatus {
+                name: d.name.clone(),
+                path: d.path.display().to_string(),
+                size_bytes: d.size_bytes,
+                format: d.format,
+                nbd_uri: Some(nbd_uri(&d.name, &socket)),
+                clients: 0,
+            }
+        });
+        Ok((row.group, disks.collect()))
+    }
+
+    /// Nothing half-done stays behind, here or at the other site.
+    async fn undo(&self, row: &GroupRow) {
+        if let Err(why) = forget_maps(&self.context, row) {
+            tracing::warn!(group = %row.name, "{why}");
+        }
+        if let Err(e) = self.context.peer.withdraw(row.group, true).await {
+            tracing::warn!(group = %row.name,
+                "the other site keeps a replica that nobody fills; end its protection there: {e}");
+        }
+    }
+
+    /// The wall clock, for the wire's ages.
+    #[must_use]
+    pub fn now(&self) -> UnixMillis {
+        self.context.env.now()
+    }
+}
+
+fn check(spec: &ProtectSpec) -> Result<(), CommandError> {
+    let invalid = |why: String| Err(CommandError::Invalid(why));
+    if spec.disks.is_empty() || spec.disks.len() > DISKS_MAX {
+        return invalid(format!("a group has 1 to {DISKS_MAX} disks"));
+    }
+    for (i, disk) in spec.disks.iter().enumerate() {
+        if !disk.path.is_absolute() {
+            return invalid(format!("path {} is not absolute", disk.path.display()));
+        }
+        for other in &spec.disks[..i] {
+            if other.name == disk.name {
+                return invalid(format!("two disks are named {}", disk.name));
+            }
+            if other.path == disk.path {
+                return invalid(format!("{} is given twice", disk.path.display()));
+            }
+        }
+    }
+    if let Some(interval) = spec.interval
+        && let Err(why) = super::config::check_interval(interval)
+    {
+        return invalid(format!("interval: {why}"));
+    }
+    match spec.keep_points.map(super::config::check_keep_points) {
+        Some(Err(why)) => invalid(format!("recovery points to keep: {why}")),
+        Some(Ok(())) | None => Ok(()),
+    }
+}
+
+/// Disks that are open, and a group that could be.
+struct Prepared {
+    row: GroupRow,
+    images: Vec<Arc<dyn Image>>,
+    paths: Vec<Option<String>>,
+    use_existing: bool,
+}
+
+fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandError> {
+    let mut disks = Vec::with_capacity(spec.disks.len());
+    for disk in spec.disks {
+        let options = OpenOptions { format: disk.format, read_only: false };
+        let image = open_image(&context.storage, &disk.path, options).map_err(|e| {
+            let text = format!("disk {}: {}: {}", disk.name, disk.path.display(), chain(&e));
+            CommandError::Refused(text)
+        })?;
+        let (format, geometry) = (image.format(), image.geometry());
+        // What other programs wrote and did not sync must not be lost to a power cut after it was sent.
+        image.flush().map_err(|e| CommandError::Failed(chain(&e)))?;
+        let row = DiskRow {
+            disk: DiskId::from_bytes(context.env.random_id()),
+            name: disk.name,
+            path: disk.path,
+            size_bytes: geometry.size_bytes,
+            format: match format {
+                sitepair_disk::image::FileFormat::Raw => ImageFormat::Raw,
+                sitepair_disk::image::FileFormat::VhdxDynamic => ImageFormat::VhdxDynamic,
+                sitepair_disk::image::FileFormat::VhdxFixed => ImageFormat::VhdxFixed,
+            },
+            logical_sector_bytes: geometry.logical_sector_bytes,
+            format_block_bytes: geometry.block_bytes,
+            owned: false,
+        };
+        disks.push((row, image, disk.replica_path));
+    }
+    disks.sort_by_key(|(row, ..)| row.disk);
+    let default_ms = u64::try_from(context.replication.interval.as_millis()).unwrap_or(u64::MAX);
+    let given = spec.interval.map(|i| u64::try_from(i.as_millis()).unwrap_or(u64::MAX));
+    let mut row = GroupRow {
+        group: GroupId::from_bytes(context.env.random_id()),
+        name: spec.group,
+        interval_ms: given.unwrap_or(default_ms),
+        keep_points: spec.keep_points.unwrap_or(context.replication.keep_points),
+        created_at: context.env.now(),
+        settings: "{}".to_owned(),
+        disks: Vec::with_capacity(disks.len()),
+    };
+    let (mut images, mut paths) = (Vec::new(), Vec::new());
+    for (disk, image, path) in disks {
+        row.disks.push(disk);
+        images.push(image);
+        paths.push(path);
+    }
+    Ok(Prepared { row, images, paths, use_existing: spec.use_existing })
+}
