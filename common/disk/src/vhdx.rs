@@ -111,8 +111,11 @@ impl VhdxImage {
         path: &Path,
         options: &CreateOptions,
     ) -> Result<Self, DiskError> {
-        create::create(storage.as_ref(), path, options)?;
-        Self::open(storage, path, false)
+        let file = create::create(storage.as_ref(), path, options)?;
+        let core = open::open_file(file, path, false)?;
+        Ok(Self {
+            gate: RwLock::new(Gate::Open(Box::new(core))),
+        })
     }
 
     /// Grows the disk to `new_size` bytes. Requests wait meanwhile. Durable on return.

@@ -69,7 +69,7 @@ impl Bat {
             for (page, bytes) in chunk.chunks_exact(PAGE_BYTES).enumerate() {
                 let page = from / PAGE + to_u64(page);
                 if page * PAGE < end && bytes.iter().any(|byte| *byte != 0) {
-                    bat.read_page(page, bytes, count, view.length, &mut owned)?;
+                    bat.read_page(page, bytes, size_bytes, view.length, &mut owned)?;
                 }
             }
         }
@@ -89,11 +89,12 @@ impl Bat {
         &mut self,
         page: u64,
         bytes: &[u8],
-        count: u64,
+        size_bytes: u64,
         file_bytes: u64,
         owned: &mut Vec<Owned>,
     ) -> Result<(), DiskError> {
         let before = owned.len();
+        let count = self.shape.bat_entries(size_bytes);
         for slot in 0..PAGE_ENTRIES.min(count - page * PAGE_ENTRIES) {
             let index = page * PAGE_ENTRIES + slot;
             let entry = BatEntry(u64_at(bytes, to_usize(slot * 8)));
@@ -111,16 +112,19 @@ impl Bat {
             if offset == 0 {
                 continue;
             }
-            if offset
-                .checked_add(self.shape.block_bytes)
-                .is_none_or(|end| end > file_bytes)
-            {
+            // QEMU's fixed disks end where the disk does, inside their last block.
+            let block = index - index / (self.shape.chunk_ratio + 1);
+            let shown = self
+                .shape
+                .block_bytes
+                .min(size_bytes - block * self.shape.block_bytes);
+            if offset.checked_add(shown).is_none_or(|end| end > file_bytes) {
                 return Err(bad(format!(
                     "the block at {offset} is past the end of the file"
                 )));
             }
             // More blocks than fit the file share space; this bounds our memory, too.
-            if to_u64(owned.len()) >= file_bytes / self.shape.block_bytes {
+            if to_u64(owned.len()) >= file_bytes.div_ceil(self.shape.block_bytes) {
                 return Err(bad("more blocks than the file has space for".to_owned()));
             }
             owned.push(Owned { offset, index });

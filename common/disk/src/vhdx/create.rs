@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::bat::stretch;
 use super::layout::{
@@ -32,12 +33,12 @@ const BAT_OFFSET: u64 = 3 * MIB;
 /// Entries of the BAT written at a time: 1 MiB.
 const BAT_STEP: u64 = MIB / 8;
 
-/// Writes a new image at `path`, where there must be nothing.
+/// Writes a new image at `path`, where there must be nothing. Gives out its file, locked.
 pub(super) fn create(
     storage: &dyn Storage,
     path: &Path,
     options: &CreateOptions,
-) -> Result<(), DiskError> {
+) -> Result<Arc<dyn BlockFile>, DiskError> {
     let parameters = Parameters {
         block_bytes: options.block_bytes,
         leave_allocated: options.kind == Kind::Fixed,
@@ -70,7 +71,6 @@ pub(super) fn create(
         }
         return Err(failed(e));
     }
-    drop(file);
     // Synced before it is renamed: the name never stands for less than the whole file.
     storage.rename(&aside, path).map_err(failed)?;
     let parent = path
@@ -78,7 +78,8 @@ pub(super) fn create(
         .filter(|parent| !parent.as_os_str().is_empty());
     storage
         .sync_dir(parent.unwrap_or(Path::new(".")))
-        .map_err(failed)
+        .map_err(failed)?;
+    Ok(file)
 }
 
 fn aside(path: &Path) -> PathBuf {

@@ -63,6 +63,15 @@ pub(super) fn open(storage: &dyn Storage, path: &Path, read_only: bool) -> Resul
         OpenMode::ReadWrite
     };
     let file = open_locked(storage, path, mode)?;
+    open_file(file, path, read_only)
+}
+
+/// Opens an image whose file we have, and have locked.
+pub(super) fn open_file(
+    file: Arc<dyn BlockFile>,
+    path: &Path,
+    read_only: bool,
+) -> Result<Core, DiskError> {
     let mut view = View::new(file, path.display().to_string())?;
     if view.length < FIRST_FREE {
         return Err(corrupt(
@@ -215,6 +224,7 @@ fn take_into_use(core: &mut Core) -> Result<(), DiskError> {
     if core.view.length != end {
         // What lies behind the last block was written by a session that crashed before its log
         // named it. Cut off and synced, so that the space is known to be zero when it comes back.
+        // A last block that was cut short gets the rest of its space.
         file.set_length(end)
             .and_then(|()| file.sync())
             .map_err(cut_failed)?;

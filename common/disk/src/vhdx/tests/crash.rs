@@ -1,0 +1,177 @@
+//! Power losses at any moment: every sector is old or new, flushed ones are new, and the file opens.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::super::layout::MIB;
+use super::super::{CreateOptions, Kind, VhdxImage};
+use super::random::{stamped, stamps};
+use super::{Random, open, path};
+use crate::error::DiskError;
+use crate::image::{Image, ZeroMode};
+use crate::storage::fake::FakeStorage;
+
+const SECTORS: u64 = 12 * MIB / 512 + 8;
+
+/// What each sector may hold after a power loss now.
+struct Model {
+    allowed: Vec<BTreeSet<u64>>,
+    last: Vec<u64>,
+}
+
+impl Model {
+    fn new() -> Self {
+        let sectors = usize::try_from(SECTORS).unwrap();
+        Self {
+            allowed: vec![BTreeSet::from([0]); sectors],
+            last: vec![0; sectors],
+        }
+    }
+
+    fn change(&mut self, from: u64, count: u64, stamp: u64) {
+        for sector in from..from + count {
+            let sector = usize::try_from(sector).unwrap();
+            self.allowed[sector].insert(stamp);
+            self.last[sector] = stamp;
+        }
+    }
+
+    fn durable(&mut self, from: u64, count: u64) {
+        for sector in from..from + count {
+            let sector = usize::try_from(sector).unwrap();
+            self.allowed[sector] = BTreeSet::from([self.last[sector]]);
+        }
+    }
+
+    fn check(&self, image: &VhdxImage, what: &str) {
+        for (sector, stamp) in stamps(image, 0, SECTORS).into_iter().enumerate() {
+            let allowed = &self.allowed[sector];
+            assert!(
+                allowed.contains(&stamp),
+                "{what}: sector {sector} is {stamp}, not of {allowed:?}"
+            );
+        }
+    }
+}
+
+/// One random operation. The model is told before of what may, and after of what must be there.
+fn step(
+    image: &VhdxImage,
+    model: &mut Model,
+    random: &mut Random,
+    stamp: u64,
+) -> Result<(), DiskError> {
+    let block = MIB / 512;
+    let from = random.below(SECTORS);
+    let count = (1 + random.below(300)).min(SECTORS - from);
+    match random.below(12) {
+        0..=5 => {
+            let fua = random.below(4) == 0;
+            model.change(from, count, stamp);
+            image.write_at(&stamped(stamp, count), from * 512, fua)?;
+            if fua {
+                model.durable(from, count);
+            }
+        }
+        6 | 7 => {
+            let from = from / block * block;
+            let count = (block * (1 + random.below(3))).min(SECTORS - from);
+            model.change(from, count, 0);
+            image.discard(from * 512, count * 512)?;
+        }
+        8 => {
+            let modes = [ZeroMode::MayUnmap, ZeroMode::KeepAllocated];
+            let mode = modes[usize::try_from(random.below(2)).unwrap()];
+            model.change(from, count, 0);
+            image.write_zeroes(from * 512, count * 512, mode, false)?;
+        }
+        _ => {
+            image.flush()?;
+            model.durable(0, SECTORS);
+        }
+    }
+    Ok(())
+}
+
+fn verify(storage: &FakeStorage, model: &Model, seed: u64, what: &str) {
+    let what = format!("{what}, crash seed {seed}");
+    let after = storage.crash(seed);
+    let image = open(&after, true).unwrap_or_else(|e| panic!("{what}: {e:?}"));
+    model.check(&image, &what);
+    drop(image);
+    // A second power loss, in the middle of recovery.
+    let count = after.operation_count();
+    after.die_after(count + seed % 9);
+    let image = open(&after, false);
+    assert!(
+        image.is_ok() || after.is_dead(),
+        "{what}: {:?}",
+        image.err()
+    );
+    drop(image);
+    let again = after.crash(seed / 2);
+    let image = open(&again, false).unwrap_or_else(|e| panic!("{what}, again: {e:?}"));
+    model.check(&image, &format!("{what}, again"));
+    image.write_at(&stamped(u64::MAX, 8), 0, true).unwrap();
+    image.close().unwrap();
+    let image = open(&again, true).unwrap();
+    assert_eq!(stamps(&image, 0, 8), [u64::MAX; 8]);
+}
+
+fn run(seed: u64, kind: Kind) {
+    let what = format!("seed {seed}, {kind:?}");
+    let storage = FakeStorage::new();
+    let options = CreateOptions {
+        size_bytes: SECTORS * 512,
+        block_bytes: 1 << 20,
+        logical_sector_bytes: if seed.is_multiple_of(2) { 512 } else { 4096 },
+        physical_sector_bytes: 4096,
+        kind,
+        disk_id: None,
+    };
+    let image = VhdxImage::create(Arc::new(storage.clone()), path(), &options).unwrap();
+    let mut random = Random(seed);
+    let mut model = Model::new();
+    storage.die_after(storage.operation_count() + random.below(300));
+    let mut stamp = 0;
+    loop {
+        stamp += 1;
+        if step(&image, &mut model, &mut random, stamp).is_err() || stamp == 120 {
+            break;
+        }
+        if random.below(40) == 0 {
+            verify(
+                &storage,
+                &model,
+                random.next() % 1000,
+                &format!("{what}, step {stamp}"),
+            );
+        }
+    }
+    if !storage.is_dead() {
+        // A close that dies somewhere on its way.
+        storage.die_after(storage.operation_count() + random.below(12));
+        if image.close().is_ok() {
+            model.durable(0, SECTORS);
+        }
+    }
+    drop(image);
+    for crash in [0, 1, 2, 3 + seed, 1000 + seed] {
+        verify(
+            &storage,
+            &model,
+            crash,
+            &format!("{what}, end at step {stamp}"),
+        );
+    }
+}
+
+#[test]
+fn after_a_power_loss_every_sector_is_old_or_new() {
+    for seed in 0..30 {
+        run(seed, Kind::Dynamic);
+    }
+    for seed in 100..106 {
+        run(seed, Kind::Fixed);
+    }
+}

@@ -1,0 +1,3 @@
+//! Disk files as other programs see them.
+
+mod vhdx;
