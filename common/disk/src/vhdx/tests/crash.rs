@@ -175,3 +175,58 @@ fn after_a_power_loss_every_sector_is_old_or_new() {
         run(seed, Kind::Fixed);
     }
 }
+
+/// The worst that a power loss can do in the middle of a flush: of all that was not synced, the log survives whole,
+/// and nothing else.
+fn only_the_log_survives(storage: &FakeStorage) -> FakeStorage {
+    let after = storage.crash(0);
+    let log = usize::try_from(MIB).unwrap()..usize::try_from(2 * MIB).unwrap();
+    let written = storage.after_kill().content(path()).unwrap();
+    after.overwrite(path(), MIB, &written[log]).unwrap();
+    after
+}
+
+fn fresh(size_bytes: u64) -> (FakeStorage, VhdxImage) {
+    let storage = FakeStorage::new();
+    let image = super::create(&storage, &super::options(size_bytes, 1));
+    (storage, image)
+}
+
+#[test]
+fn reused_space_never_shows_its_former_content() {
+    for count in 0..8 {
+        let (storage, image) = fresh(8 * MIB);
+        image.write_at(&stamped(1, 2048), 0, true).unwrap();
+        image.discard(0, MIB).unwrap();
+        image.flush().unwrap();
+        image.write_at(&stamped(2, 8), 4 * MIB, false).unwrap();
+        storage.die_after(storage.operation_count() + count);
+        let flushed = image.flush().is_ok();
+        let after = open(&only_the_log_survives(&storage), true).unwrap();
+        let found = stamps(&after, 4 * 2048, 2048);
+        assert!(
+            found[8..].iter().all(|stamp| *stamp == 0),
+            "operation {count}"
+        );
+        assert!(
+            found[..8]
+                .iter()
+                .all(|stamp| *stamp == 2 || (!flushed && *stamp == 0))
+        );
+    }
+}
+
+#[test]
+fn an_entry_names_the_one_before_while_its_pages_are_not_durable() {
+    for count in 0..8 {
+        let (storage, image) = fresh(1200 * MIB);
+        // Two BAT pages, one after the other.
+        image.write_at(&stamped(1, 8), 0, true).unwrap();
+        image.write_at(&stamped(2, 8), 600 * MIB, false).unwrap();
+        storage.die_after(storage.operation_count() + count);
+        let flushed = image.flush().is_ok();
+        let after = open(&only_the_log_survives(&storage), true).unwrap();
+        assert_eq!(stamps(&after, 0, 8), [1; 8], "operation {count}");
+        assert!(!flushed || stamps(&after, 600 * 2048, 8) == [2; 8]);
+    }
+}
