@@ -1,10 +1,13 @@
 //! The clients that administrators use.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use crate::Served;
+use sitepair_engine::nbd::{Disconnect, Export};
+
 use crate::image::Memory;
+use crate::{Served, eventually};
 
 const SIZE: usize = 32 << 20;
 
@@ -245,4 +248,43 @@ fn two_fio_jobs_share_a_disk() {
     line.extend(common);
     line.extend(["--verify=crc32c", "--verify_fatal=1"]);
     run("fio", &line);
+}
+
+#[test]
+fn a_qemu_client_that_reconnects_outlives_a_restart() {
+    let (mut served, memory) = served(|memory| memory.quick = false);
+    let disk = format!(
+        "driver=nbd,server.type=unix,server.path={},export=sda,reconnect-delay=20",
+        served.socket.display()
+    );
+    let mut client = Command::new("qemu-io")
+        .args(["--image-opts", &disk])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("qemu-io is needed for this test: install the Debian package qemu-utils");
+    let mut commands = client.stdin.take().unwrap();
+    commands.write_all(b"write -P 1 0 64k\n").unwrap();
+    eventually("the first write", || memory.content()[0] == 1);
+    served.close(Disconnect::Graceful);
+    commands
+        .write_all(b"write -P 2 64k 64k\nflush\nread -P 1 0 64k\nquit\n")
+        .unwrap();
+    let handle = {
+        let _inside = served.runtime.enter();
+        let export = Export {
+            name: "sda".into(),
+            image: memory.clone(),
+        };
+        served.server.bind_unix(&served.socket, export).unwrap()
+    };
+    // The end of its input makes it look at the lines it has read ahead.
+    drop(commands);
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(!printed.contains("failed"), "{output:?}");
+    assert_eq!(memory.durable()[64 << 10], 2);
+    drop(handle);
 }
