@@ -2,7 +2,6 @@
 //!
 //! Used by agents for each other and by the operator's command. Does not do: gRPC, retries.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -15,7 +14,7 @@ use tokio_rustls::client::TlsStream;
 use crate::error::TlsError;
 use crate::identity::dns_name;
 use crate::store::TlsState;
-use crate::verify::explain;
+use crate::verify::describe;
 
 /// Longest wait for a TCP connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,7 +41,7 @@ pub enum DialError {
         after: Duration,
     },
     /// The TLS handshake failed.
-    #[error("TLS handshake with {address}: {}", describe_tls(.source))]
+    #[error("TLS handshake with {address}: {}", describe(.source))]
     Handshake {
         /// With whom.
         address: String,
@@ -106,18 +105,4 @@ pub async fn dial(
         address: address.to_owned(),
         source,
     })
-}
-
-/// A TLS error with its meaning for the operator, where the library's words do not tell.
-fn describe_tls(error: &std::io::Error) -> String {
-    let inner = error
-        .get_ref()
-        .and_then(|e| e.downcast_ref::<rustls::Error>());
-    match inner.and_then(|e| explain(e).map(|advice| (e, advice))) {
-        Some((e, advice)) => format!("{advice} ({e})"),
-        None => match error.source() {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        },
-    }
 }

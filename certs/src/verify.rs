@@ -3,6 +3,7 @@
 //! Receives certificates during handshakes; gives out yes, or an error that names the cause. The
 //! library's errors pass unchanged, so that the alert tells the other end what is wrong.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
@@ -156,9 +157,26 @@ impl ServerCertVerifier for AgentVerifier {
     }
 }
 
-/// What a TLS error means and what to do, for operators; `None` where the error's own text says it.
+/// What went wrong on a TLS connection, and what to do, in words for the operator.
 #[must_use]
-pub fn explain(error: &Error) -> Option<&'static str> {
+pub fn describe(error: &io::Error) -> String {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidCertificate(CertificateError::Other(OtherError(why)))) => {
+            why.to_string()
+        }
+        Some(tls) => match explain(tls) {
+            Some(advice) => format!("{advice} ({tls})"),
+            None => tls.to_string(),
+        },
+        None => error.to_string(),
+    }
+}
+
+/// Advice where the error's own text has none.
+fn explain(error: &Error) -> Option<&'static str> {
     match error {
         Error::NoCertificatesPresented => {
             Some("it showed no certificate: connect with one that the pair's CA issued")

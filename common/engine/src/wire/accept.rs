@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use sitepair_certs::{
-    HANDSHAKE_TIMEOUT, Identity, SeenPeer, TlsError, TlsState, TlsStore, explain,
+    HANDSHAKE_TIMEOUT, Identity, SeenPeer, TlsError, TlsState, TlsStore, describe,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -28,7 +28,6 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::TLS_BUFFER_BYTES;
-use super::status::causes;
 
 /// Most connections whose handshake is not complete.
 pub const HANDSHAKES_MAX: usize = 64;
@@ -166,16 +165,6 @@ fn refuse(address: SocketAddr, seen: &SeenPeer, why: &Refused) {
             "connection refused: {why}"),
         Some(Err(nobody)) => tracing::warn!(%address, "connection refused: {why} ({nobody})"),
         None => tracing::warn!(%address, "connection refused: {why}"),
-    }
-}
-
-fn describe(error: &io::Error) -> String {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls.map(|tls| (tls, explain(tls))) {
-        Some((tls, Some(advice))) => format!("{advice} ({tls})"),
-        _ => causes(error),
     }
 }
 

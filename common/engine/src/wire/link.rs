@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use sitepair_certs::{TlsStore, dial, explain};
+use sitepair_certs::{TlsStore, describe, dial};
 use sitepair_model::ids::{Site, UnixMillis};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -58,6 +58,8 @@ pub struct LinkTiming {
     pub call_max: Duration,
     /// Longest wait for any sign of progress in a transfer.
     pub stall_max: Duration,
+    /// Silence before the other agent is asked for a sign of life, and how long that may take.
+    pub keepalive: Duration,
 }
 
 impl Default for LinkTiming {
@@ -67,6 +69,7 @@ impl Default for LinkTiming {
             retry_max: Duration::from_secs(30),
             call_max: Duration::from_secs(60),
             stall_max: Duration::from_secs(30),
+            keepalive: KEEPALIVE,
         }
     }
 }
@@ -151,9 +154,7 @@ impl Link {
                     watched.closed.cancelled().await;
                     since = self.env.now();
                     attempts = 0;
-                    watched
-                        .cause()
-                        .unwrap_or_else(|| "the connection ended".to_owned())
+                    watched.cause().unwrap_or_else(|| self.silence())
                 }
                 Err(why) => why,
             };
@@ -162,6 +163,12 @@ impl Link {
             self.down(since, last_error, attempts, wait);
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// A connection that ends without an error was given up by the HTTP/2 layer.
+    fn silence(&self) -> String {
+        let seconds = 2.0 * self.config.timing.keepalive.as_secs_f32();
+        format!("no sign of life from the other agent for {seconds} s, or it is stopping")
     }
 
     fn up(&self, channel: Channel) {
@@ -225,7 +232,7 @@ impl Link {
             tls,
             watched: Arc::clone(&watched),
         };
-        let channel = match open_channel(stream).await {
+        let channel = match open_channel(stream, self.config.timing.keepalive).await {
             Ok(channel) => channel,
             Err(error) => return Err(watched.cause().unwrap_or_else(|| causes(&error))),
         };
@@ -248,7 +255,10 @@ async fn probe(channel: Channel) -> Result<(), tonic::Status> {
     HealthClient::new(channel).check(ask).await.map(|_| ())
 }
 
-async fn open_channel(stream: WatchedStream) -> Result<Channel, tonic::transport::Error> {
+async fn open_channel(
+    stream: WatchedStream,
+    keepalive: Duration,
+) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(TokioIo::new(stream));
     // One channel, one connection: when it ends, the link's task dials again, with its own patience.
     let connector = tower::service_fn(move |_: Uri| {
@@ -263,8 +273,8 @@ async fn open_channel(stream: WatchedStream) -> Result<Channel, tonic::transport
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(HTTP2_FRAME_BYTES)
         .http2_max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .http2_keep_alive_interval(keepalive)
+        .keep_alive_timeout(keepalive)
         .keep_alive_while_idle(true)
         .connect_with_connector(connector)
         .await
@@ -313,16 +323,6 @@ impl WatchedStream {
             self.watched.note(|| describe(error));
         }
         result
-    }
-}
-
-fn describe(error: &io::Error) -> String {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls.map(|tls| (tls, explain(tls))) {
-        Some((tls, Some(advice))) => format!("{advice} ({tls})"),
-        _ => causes(error),
     }
 }
 

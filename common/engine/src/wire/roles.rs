@@ -53,7 +53,6 @@ const ROWS: &[(&str, Access)] = &[
     ("/sitepair.v1.Control/UnexportPoint", Access::Operate),
     ("/grpc.health.v1.Health/Check", Access::Everybody),
     ("/grpc.health.v1.Health/Watch", Access::Everybody),
-    ("/grpc.health.v1.Health/List", Access::Everybody),
     (
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         Access::Everybody,
