@@ -365,6 +365,12 @@ pub trait Catalog: Send + Sync {
     /// [`CatalogError`].
     fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, CatalogError>;
 
+    /// The keys that begin with `prefix`, ascending.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    fn meta_keys(&self, prefix: &str) -> Result<Vec<String>, CatalogError>;
+
     /// Removes a value, if it is there.
     ///
     /// # Errors

@@ -313,6 +313,16 @@ impl Catalog for SqliteCatalog {
         })
     }
 
+    fn meta_keys(&self, prefix: &str) -> Result<Vec<String>, CatalogError> {
+        self.read("list the settings", |c| {
+            let mut statement = c.prepare(
+                "SELECT key FROM meta WHERE substr(key, 1, length(?1)) = ?1 ORDER BY key",
+            )?;
+            let rows = statement.query_map([prefix], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+
     fn remove_meta(&self, key: &str) -> Result<(), CatalogError> {
         self.write("remove a setting", |tx| {
             tx.execute("DELETE FROM meta WHERE key = ?1", [key])?;

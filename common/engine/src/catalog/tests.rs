@@ -84,6 +84,9 @@ fn what_was_written_is_there_after_opening_anew() {
         vec![point(1, &[1, 2]), point(4, &[])]
     );
     assert_eq!(catalog.meta("key").unwrap().as_deref(), Some(&b"value"[..]));
+    catalog.put_meta("other", b"").unwrap();
+    assert_eq!(catalog.meta_keys("k").unwrap(), ["key"]);
+    assert_eq!(catalog.meta_keys("").unwrap(), ["key", "other"]);
     catalog.remove_meta("key").unwrap();
     assert_eq!(catalog.meta("key").unwrap(), None);
 }
