@@ -1,0 +1,9 @@
+//! The replica: every kept recovery point shows exactly what the source had at its cut, whatever fails.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod crashes;
+mod faults;
+mod points;
+mod refusals;
+mod support;
