@@ -171,8 +171,8 @@ impl ReplicaGroup {
     }
 
     /// Makes a replica of what was the source, after a planned failover: the images as they are become the
-    /// point `base`, and nothing is copied. The images must be closed. Repeating it is harmless as long as
-    /// no later cycle was committed. Blocks.
+    /// point `base`, and nothing is copied. The images must be closed. Repeating it is harmless: a journal that
+    /// is at `base` or past it is left as it is, since cycles are never reused. Blocks.
     ///
     /// # Errors
     /// As [`open`](Self::open), and the catalogue's.
@@ -183,7 +183,10 @@ impl ReplicaGroup {
         generation: GenId,
         role: Arc<dyn CommitRole>,
     ) -> Result<Self, ReplicaError> {
-        site.catalog.reset_journal(group.group, base)?;
+        let newest = site.catalog.points(group.group)?.pop();
+        if newest.is_none_or(|newest| newest.cycle < base.cycle) {
+            site.catalog.reset_journal(group.group, base)?;
+        }
         Self::open(site, group, generation, role)
     }
 

@@ -174,16 +174,18 @@ impl Inner {
 
     /// Reads a change log to its end and checks it against its hash, whether or not that was done before.
     pub(super) fn scrub_log(&self, row: &LogRow) -> Result<(), ReplicaError> {
-        let _still = self
-            .log_files
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        if !self.state().logs.iter().any(|l| l == row) {
-            // Merged since the list was made.
-            return Ok(());
-        }
         let path = self.log_path(&row.file_name);
-        let file = journal::open_log(&*self.site.storage, &path)?;
+        let file = {
+            let _still = self
+                .log_files
+                .read()
+                .unwrap_or_else(PoisonError::into_inner);
+            if !self.state().logs.iter().any(|l| l == row) {
+                // Merged since the list was made.
+                return Ok(());
+            }
+            journal::open_log(&*self.site.storage, &path)?
+        };
         self.state().verified.remove(&row.file_name);
         self.checked_log(row, &path, &file).map(drop)
     }

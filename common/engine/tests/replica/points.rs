@@ -213,6 +213,14 @@ async fn promotion_gives_images_and_adoption_takes_them_back() {
     let frames = source.cycle(8);
     ship(&group, 7, 8, &frames).await.unwrap();
     assert_points(&group, &source);
+
+    // Adopting again, as after a crash, takes nothing back.
+    let world = world.on(world.storage.after_kill());
+    let role = Arc::clone(&world.role);
+    let group =
+        ReplicaGroup::adopt(world.site(), &row, &base, crate::support::GENERATION, role).unwrap();
+    assert_eq!(cycles(&group), [7, 8]);
+    assert_points(&group, &source);
 }
 
 #[tokio::test]
