@@ -27,6 +27,7 @@ use crate::endpoint::{
 use crate::env::Env;
 
 mod crash;
+mod cut;
 mod cycles;
 mod seed;
 
