@@ -15,7 +15,13 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_name = "SITE")]
     pub(crate) site: Option<SiteArg>,
     /// How to print
-    #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        default_value = "table",
+        value_name = "FORMAT"
+    )]
     pub(crate) output: Output,
     #[command(subcommand)]
     pub(crate) command: Command,

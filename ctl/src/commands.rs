@@ -16,8 +16,11 @@ pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs) -> Result<Done, Fa
     let mut disks = Vec::new();
     for (name, path) in pairs("--disk", &args.disks)? {
         let path = std::path::absolute(PathBuf::from(path))?;
-        let replica_path =
-            replicas.iter().find(|(n, _)| *n == name).map(|(_, p)| p.clone()).unwrap_or_default();
+        let replica_path = replicas
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, p)| p.clone())
+            .unwrap_or_default();
         disks.push(proto::ProtectDisk {
             name,
             path: path.to_string_lossy().into_owned(),
@@ -27,10 +30,17 @@ pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs) -> Result<Done, Fa
     }
     for (name, _) in &replicas {
         if !disks.iter().any(|d| d.name == *name) {
-            return Err(Failure::Usage(format!("--replica {name}=...: no --disk has that name")));
+            return Err(Failure::Usage(format!(
+                "--replica {name}=...: no --disk has that name"
+            )));
         }
     }
-    let interval_ms = args.interval.as_deref().map(interval_ms).transpose()?.unwrap_or(0);
+    let interval_ms = args
+        .interval
+        .as_deref()
+        .map(interval_ms)
+        .transpose()?
+        .unwrap_or(0);
     let mut client = fleet.connect(site).await?;
     let reply = client
         .protect(proto::ProtectRequest {
@@ -47,7 +57,10 @@ pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs) -> Result<Done, Fa
         args.group,
         site_name(site)
     );
-    Ok(Done { disks: reply.disks.into_iter().map(Disk::from).collect(), ..Done::new(true, message) })
+    Ok(Done {
+        disks: reply.disks.into_iter().map(Disk::from).collect(),
+        ..Done::new(true, message)
+    })
 }
 
 fn pairs(flag: &str, given: &[String]) -> Result<Vec<(String, String)>, Failure> {
@@ -99,10 +112,16 @@ pub(crate) async fn reverse(fleet: &Fleet, group: String) -> Result<Done, Failur
 
 pub(crate) async fn cut(fleet: &Fleet, args: CutArgs) -> Result<Done, Failure> {
     let (_, mut client) = fleet.source(&args.group).await?;
-    let request = proto::CutRequest { group: args.group.clone(), label: args.label };
+    let request = proto::CutRequest {
+        group: args.group.clone(),
+        label: args.label,
+    };
     let cycle = client.cut(request).await?.into_inner().cycle;
     let message = format!("group {} has recovery point {cycle}", args.group);
-    Ok(Done { cycle: Some(cycle), ..Done::new(true, message) })
+    Ok(Done {
+        cycle: Some(cycle),
+        ..Done::new(true, message)
+    })
 }
 
 pub(crate) async fn force_open(fleet: &Fleet, args: ForceOpenArgs) -> Result<Done, Failure> {
@@ -134,7 +153,10 @@ pub(crate) async fn failover(
     match job.state {
         "done" => {
             let message = job.message.clone();
-            Ok(Done { job: Some(job), ..Done::new(true, message) })
+            Ok(Done {
+                job: Some(job),
+                ..Done::new(true, message)
+            })
         }
         _ => Err(Failure::Failed(anyhow::anyhow!("{}", job.message))),
     }
@@ -142,7 +164,9 @@ pub(crate) async fn failover(
 
 pub(crate) async fn points(fleet: &Fleet, group: String) -> Result<Points, Failure> {
     let (site, mut client) = fleet.replica(&group).await?;
-    let request = proto::ListPointsRequest { group: group.clone() };
+    let request = proto::ListPointsRequest {
+        group: group.clone(),
+    };
     let reply = client.list_points(request).await?.into_inner();
     Ok(Points {
         schema: SCHEMA,
@@ -154,9 +178,15 @@ pub(crate) async fn points(fleet: &Fleet, group: String) -> Result<Points, Failu
 
 pub(crate) async fn export(fleet: &Fleet, args: PointArgs) -> Result<Done, Failure> {
     let (_, mut client) = fleet.replica(&args.group).await?;
-    let request = proto::ExportPointRequest { group: args.group.clone(), cycle: args.cycle };
+    let request = proto::ExportPointRequest {
+        group: args.group.clone(),
+        cycle: args.cycle,
+    };
     let reply = client.export_point(request).await?.into_inner();
-    let message = format!("recovery point {} of group {} is served", args.cycle, args.group);
+    let message = format!(
+        "recovery point {} of group {} is served",
+        args.cycle, args.group
+    );
     Ok(Done {
         cycle: Some(args.cycle),
         exports: reply.exports.into_iter().map(Export::from).collect(),
@@ -166,7 +196,10 @@ pub(crate) async fn export(fleet: &Fleet, args: PointArgs) -> Result<Done, Failu
 
 pub(crate) async fn unexport(fleet: &Fleet, args: PointArgs) -> Result<Done, Failure> {
     let (_, mut client) = fleet.replica(&args.group).await?;
-    let request = proto::UnexportPointRequest { group: args.group, cycle: args.cycle };
+    let request = proto::UnexportPointRequest {
+        group: args.group,
+        cycle: args.cycle,
+    };
     Ok(done(client.unexport_point(request).await?))
 }
 

@@ -36,20 +36,27 @@ impl Config {
     pub(crate) fn load(given: Option<&Path>) -> Result<Self, Failure> {
         let path = match given {
             Some(path) => path.to_owned(),
-            None => usual_places().into_iter().find(|p| p.exists()).ok_or_else(|| {
-                Failure::Usage(
-                    "no configuration: give --config FILE or set SITEPAIR_CONFIG \
+            None => usual_places()
+                .into_iter()
+                .find(|p| p.exists())
+                .ok_or_else(|| {
+                    Failure::Usage(
+                        "no configuration: give --config FILE or set SITEPAIR_CONFIG \
                      (`sitepair init` writes one to DIR/operator/sitepair.toml)"
-                        .to_owned(),
-                )
-            })?,
+                            .to_owned(),
+                    )
+                })?,
         };
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("read configuration {}", path.display()))?;
-        let mut config: Self = toml::from_str(&text)
-            .with_context(|| format!("configuration {}", path.display()))?;
+        let mut config: Self =
+            toml::from_str(&text).with_context(|| format!("configuration {}", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();
-        for file in [&mut config.tls.ca, &mut config.tls.certificate, &mut config.tls.key] {
+        for file in [
+            &mut config.tls.ca,
+            &mut config.tls.certificate,
+            &mut config.tls.key,
+        ] {
             *file = folder.join(&*file);
         }
         Ok(config)

@@ -58,9 +58,7 @@ impl From<tonic::Status> for Failure {
                 Self::Refused(status.message().to_owned())
             }
             Code::InvalidArgument => Self::Usage(status.message().to_owned()),
-            Code::Unavailable | Code::DeadlineExceeded => {
-                Self::Unreachable(chain(&status))
-            }
+            Code::Unavailable | Code::DeadlineExceeded => Self::Unreachable(chain(&status)),
             _ => Self::Failed(anyhow::anyhow!("{}", chain(&status))),
         }
     }

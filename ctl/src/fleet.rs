@@ -41,7 +41,9 @@ impl Fleet {
         for &site in &self.sites {
             let result = match self.connect(site).await {
                 Ok(mut client) => client
-                    .status(proto::StatusRequest { group: group.to_owned() })
+                    .status(proto::StatusRequest {
+                        group: group.to_owned(),
+                    })
                     .await
                     .map(tonic::Response::into_inner)
                     .map_err(Failure::from),
@@ -86,7 +88,10 @@ impl Fleet {
         Err(Failure::Refused(if elsewhere.is_empty() {
             format!("no group {group:?} is protected here; `sitepair status` lists those that are")
         } else {
-            format!("no site is {what} of group {group:?} now: it is {}", elsewhere.join(", "))
+            format!(
+                "no site is {what} of group {group:?} now: it is {}",
+                elsewhere.join(", ")
+            )
         }))
     }
 
@@ -94,7 +99,10 @@ impl Fleet {
     pub(crate) async fn source(&self, group: &str) -> Result<(SiteArg, Client), Failure> {
         use proto::Role;
         self.find(group, "source", |r| {
-            matches!(r, Role::Source | Role::Quiescing | Role::HandedOver | Role::Fenced)
+            matches!(
+                r,
+                Role::Source | Role::Quiescing | Role::HandedOver | Role::Fenced
+            )
         })
         .await
     }
@@ -102,8 +110,10 @@ impl Fleet {
     /// The site that keeps the group's recovery points.
     pub(crate) async fn replica(&self, group: &str) -> Result<(SiteArg, Client), Failure> {
         use proto::Role;
-        self.find(group, "replica", |r| matches!(r, Role::Replica | Role::Seeding | Role::Resyncing))
-            .await
+        self.find(group, "replica", |r| {
+            matches!(r, Role::Replica | Role::Seeding | Role::Resyncing)
+        })
+        .await
     }
 }
 

@@ -12,9 +12,17 @@ pub(crate) async fn follow_job(
     job_id: String,
     bar: bool,
 ) -> Result<proto::JobProgress, Failure> {
-    let bar = if bar { steps_bar() } else { ProgressBar::hidden() };
-    let mut stream =
-        client.watch_job(proto::WatchJobRequest { job_id: job_id.clone() }).await?.into_inner();
+    let bar = if bar {
+        steps_bar()
+    } else {
+        ProgressBar::hidden()
+    };
+    let mut stream = client
+        .watch_job(proto::WatchJobRequest {
+            job_id: job_id.clone(),
+        })
+        .await?
+        .into_inner();
     let mut last = None;
     while let Some(progress) = stream.message().await? {
         bar.set_length(progress.total_bytes);

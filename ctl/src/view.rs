@@ -337,7 +337,11 @@ impl From<proto::JobProgress> for Job {
 
 impl From<proto::ExportStatus> for Export {
     fn from(e: proto::ExportStatus) -> Self {
-        Self { cycle: e.cycle, disk: e.disk, nbd_uri: e.nbd_uri }
+        Self {
+            cycle: e.cycle,
+            disk: e.disk,
+            nbd_uri: e.nbd_uri,
+        }
     }
 }
 

@@ -71,6 +71,7 @@ pub struct CreateOptions {
 
 /// A VHDX file that is open.
 pub struct VhdxImage {
+    kind: Kind,
     gate: RwLock<Gate>,
 }
 
@@ -98,8 +99,15 @@ impl VhdxImage {
     ) -> Result<Self, DiskError> {
         let core = open::open(storage.as_ref(), path, read_only)?;
         Ok(Self {
+            kind: core.kind(),
             gate: RwLock::new(Gate::Open(Box::new(core))),
         })
+    }
+
+    /// Whether blocks are allocated when they are written, or all are there from the start.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// Makes a new image and opens it. A crash leaves the whole file or none under this name.
@@ -114,6 +122,7 @@ impl VhdxImage {
         let file = create::create(storage.as_ref(), path, options)?;
         let core = open::open_file(file, path, false)?;
         Ok(Self {
+            kind: core.kind(),
             gate: RwLock::new(Gate::Open(Box::new(core))),
         })
     }

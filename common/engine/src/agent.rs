@@ -20,6 +20,7 @@ mod peer;
 mod replicator;
 mod run;
 mod side;
+mod start;
 pub mod status;
 mod task;
 
@@ -44,6 +45,7 @@ pub use command::{CommandError, Done};
 pub use operator::{Operator, ProtectDisk, ProtectSpec};
 pub use peer::PeerFace;
 pub use run::{RunError, run};
+pub use start::start;
 
 /// What all groups of an agent share.
 pub struct Context {
@@ -136,6 +138,7 @@ impl Context {
         ReplicaSite {
             storage: Arc::clone(&self.storage),
             catalog: Arc::clone(&self.catalog),
+            env: Arc::clone(&self.env),
             state_dir: self.state_dir.clone(),
             replica_dir: self.replica_dir.clone(),
         }

@@ -12,3 +12,8 @@ pub mod nbd;
 pub mod replica;
 pub mod source;
 pub mod wire;
+
+/// Where an agent runs.
+pub mod site {
+    pub use sitepair_model::ids::Site;
+}

@@ -12,6 +12,7 @@
 mod accept;
 mod client;
 mod codec;
+pub mod control;
 mod frame;
 mod link;
 mod replication;

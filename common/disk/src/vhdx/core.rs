@@ -14,6 +14,7 @@
 use std::io;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::Kind;
 use super::bat::Bat;
 use super::durable::{Durable, lock};
 use super::journal::Headers;
@@ -63,6 +64,14 @@ impl Core {
             physical_sector_bytes: self.parameters.physical_sector_bytes,
             block_bytes: self.parameters.block_bytes,
             read_only: self.read_only,
+        }
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        if self.parameters.leave_allocated {
+            Kind::Fixed
+        } else {
+            Kind::Dynamic
         }
     }
 

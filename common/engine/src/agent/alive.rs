@@ -24,7 +24,9 @@ pub(super) struct AliveFile {
 impl AliveFile {
     /// The file in `state_dir`.
     pub(super) fn new(state_dir: &Path) -> Self {
-        Self { path: state_dir.join("alive") }
+        Self {
+            path: state_dir.join("alive"),
+        }
     }
 
     /// Says that the agent lives now.
@@ -85,6 +87,10 @@ mod tests {
         assert_eq!(file.dead_for_ms(&Boot(1, 50)), None);
         let text = std::fs::read_to_string(dir.path().join("alive")).unwrap();
         std::fs::write(dir.path().join("alive"), &text[..text.len() - 4]).unwrap();
-        assert_eq!(file.dead_for_ms(&Boot(1, 350)), None, "a torn file says nothing");
+        assert_eq!(
+            file.dead_for_ms(&Boot(1, 350)),
+            None,
+            "a torn file says nothing"
+        );
     }
 }

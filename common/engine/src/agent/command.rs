@@ -52,13 +52,34 @@ pub(super) enum Command {
     Pause(Answer<Done>),
     Resume(Answer<Done>),
     Reverse(Answer<Done>),
-    Cut { label: Option<String>, reply: oneshot::Sender<Result<Cycle, String>> },
-    PlannedFailover { op: OpId, disconnect: bool, reverse: bool, reply: Answer<OpId> },
-    ForceOpen { act: ForceOpen, reply: Answer<Done> },
-    Withdraw { delete_replica: bool, force: bool, reply: Answer<Done> },
+    Cut {
+        label: Option<String>,
+        reply: oneshot::Sender<Result<Cycle, String>>,
+    },
+    PlannedFailover {
+        op: OpId,
+        disconnect: bool,
+        reverse: bool,
+        reply: Answer<OpId>,
+    },
+    ForceOpen {
+        act: ForceOpen,
+        reply: Answer<Done>,
+    },
+    Withdraw {
+        delete_replica: bool,
+        force: bool,
+        reply: Answer<Done>,
+    },
     Points(Answer<Vec<(RecoveryPoint, bool)>>),
-    Export { cycle: Cycle, reply: Answer<Vec<ExportStatus>> },
-    Unexport { cycle: Cycle, reply: Answer<Done> },
+    Export {
+        cycle: Cycle,
+        reply: Answer<Vec<ExportStatus>>,
+    },
+    Unexport {
+        cycle: Cycle,
+        reply: Answer<Done>,
+    },
 }
 
 impl GroupTask {
@@ -76,18 +97,29 @@ impl GroupTask {
                 let _ = reply.send(self.change(Event::Reverse, said).await);
             }
             Command::Cut { label, reply } => self.cut(label, reply),
-            Command::PlannedFailover { op, disconnect, reverse, reply } => {
+            Command::PlannedFailover {
+                op,
+                disconnect,
+                reverse,
+                reply,
+            } => {
                 let _ = reply.send(self.planned_failover(op, disconnect, reverse).await);
             }
             Command::ForceOpen { act, reply } => {
                 let (who, why) = (act.who.clone(), act.why.clone());
-                let done = self.change(Event::ForceOpen(act), "the group is open here").await;
+                let done = self
+                    .change(Event::ForceOpen(act), "the group is open here")
+                    .await;
                 if done.is_ok() {
                     tracing::warn!(group = %self.core.name, who, why, "forced open");
                 }
                 let _ = reply.send(done);
             }
-            Command::Withdraw { delete_replica, force, reply } => {
+            Command::Withdraw {
+                delete_replica,
+                force,
+                reply,
+            } => {
                 let _ = reply.send(self.withdraw(delete_replica, force).await);
             }
             Command::Points(reply) => {
@@ -109,7 +141,10 @@ impl GroupTask {
 
     async fn change(&mut self, event: Event, said: &str) -> Result<Done, CommandError> {
         let changed = self.step_for_command(event).await?;
-        Ok(Done { changed, message: format!("group {}: {said}", self.core.name) })
+        Ok(Done {
+            changed,
+            message: format!("group {}: {said}", self.core.name),
+        })
     }
 
     fn cut(&mut self, label: Option<String>, reply: oneshot::Sender<Result<Cycle, String>>) {
@@ -142,9 +177,16 @@ impl GroupTask {
             Side::Source(side) => side.writers(),
             Side::Replica(_) | Side::Shut(_) => 0,
         };
-        let event = Event::PlannedFailover { op, writers, disconnect, reverse };
+        let event = Event::PlannedFailover {
+            op,
+            writers,
+            disconnect,
+            reverse,
+        };
         // Asked first, so that a refusal leaves no job behind.
-        self.core.decide(&event).map_err(|r| CommandError::Refused(r.to_string()))?;
+        self.core
+            .allows(&event)
+            .map_err(|r| CommandError::Refused(r.to_string()))?;
         let step = "closing the exports and waiting for guest writes under way";
         self.job = Some(self.context.jobs.begin(op, "planned-failover", step));
         match self.step_for_command(event).await {
@@ -159,19 +201,25 @@ impl GroupTask {
         }
     }
 
-    async fn withdraw(
-        &mut self,
-        delete_replica: bool,
-        force: bool,
-    ) -> Result<Done, CommandError> {
+    async fn withdraw(&mut self, delete_replica: bool, force: bool) -> Result<Done, CommandError> {
         let (writers, is_source) = match &self.side {
             Side::Source(side) => (side.writers(), true),
             Side::Replica(_) => (0, false),
             Side::Shut(_) => (0, super::side::wants_source(&self.core.state())),
         };
-        let event = Event::Withdraw { writers, disconnect: force };
-        self.core.decide(&event).map_err(|r| CommandError::Refused(r.to_string()))?;
-        if is_source && let Err(e) = self.context.peer.withdraw(self.core.group, delete_replica).await
+        let event = Event::Withdraw {
+            writers,
+            disconnect: force,
+        };
+        self.core
+            .allows(&event)
+            .map_err(|r| CommandError::Refused(r.to_string()))?;
+        if is_source
+            && let Err(e) = self
+                .context
+                .peer
+                .withdraw(self.core.group, delete_replica)
+                .await
             && !force
         {
             return Err(CommandError::Unreachable(format!(
@@ -179,9 +227,14 @@ impl GroupTask {
             )));
         }
         self.step_for_command(event).await?;
-        self.forget(delete_replica).await.map_err(CommandError::Failed)?;
+        self.forget(delete_replica)
+            .await
+            .map_err(CommandError::Failed)?;
         let message = format!("group {} is no longer protected here", self.core.name);
-        Ok(Done { changed: true, message })
+        Ok(Done {
+            changed: true,
+            message,
+        })
     }
 
     fn points(&self) -> Result<Vec<(RecoveryPoint, bool)>, CommandError> {
@@ -219,7 +272,10 @@ impl GroupTask {
         let context = Arc::clone(&self.context);
         let disks = row.disks.clone();
         let views = tokio::task::spawn_blocking(move || {
-            disks.iter().map(|d| replica.view(d.disk, cycle)).collect::<Result<Vec<_>, _>>()
+            disks
+                .iter()
+                .map(|d| replica.view(d.disk, cycle))
+                .collect::<Result<Vec<_>, _>>()
         })
         .await
         .map_err(|e| CommandError::Failed(e.to_string()))?
@@ -236,12 +292,18 @@ impl GroupTask {
             .map(|(d, view)| PointExport::serve(&context, &row.name, &d.name, cycle, view))
             .collect::<Result<Vec<_>, _>>()
             .map_err(CommandError::Failed)?;
-        Ok(entry.insert(served).iter().map(PointExport::status).collect())
+        Ok(entry
+            .insert(served)
+            .iter()
+            .map(PointExport::status)
+            .collect())
     }
 
     /// Brings the running job up to date with what the task knows.
     pub(super) fn update_job(&mut self) {
-        let Some(job) = self.job.as_ref().filter(|j| j.is_running()) else { return };
+        let Some(job) = self.job.as_ref().filter(|j| j.is_running()) else {
+            return;
+        };
         let state = self.core.state();
         match state.record.role {
             Role::Quiescing { .. } => {
@@ -306,7 +368,10 @@ impl GroupTask {
         let mut sending = false;
         match &self.side {
             Side::Source(side) => {
-                sending = side.replicator.as_ref().is_some_and(|(_, r)| !r.has_ended());
+                sending = side
+                    .replicator
+                    .as_ref()
+                    .is_some_and(|(_, r)| !r.has_ended());
                 for (count, server) in clients.iter_mut().zip(&side.servers) {
                     *count = u32::try_from(server.connections()).unwrap_or(u32::MAX);
                 }
@@ -337,12 +402,20 @@ impl GroupTask {
             activity: self.activity(),
             health: self.health(&state, sending, serving),
             messages: self.messages(&state),
-            allowed_operations: allowed_operations(&state).iter().map(|o| o.as_str()).collect(),
+            allowed_operations: allowed_operations(&state)
+                .iter()
+                .map(|o| o.as_str())
+                .collect(),
             disks: disks.collect(),
             source,
             replica,
             job: self.job.as_ref().map(|j| -> JobStatus { j.status() }),
-            exports: self.exports.values().flatten().map(PointExport::status).collect(),
+            exports: self
+                .exports
+                .values()
+                .flatten()
+                .map(PointExport::status)
+                .collect(),
             interval_ms: row.interval_ms,
             keep_points: row.keep_points,
         }
@@ -371,7 +444,12 @@ impl GroupTask {
         messages.extend(state.session.trouble.map(|t| t.to_string()));
         messages.extend(self.problem.clone());
         if let Side::Source(side) = &self.side {
-            messages.extend(side.group.full_compare_reasons().iter().map(|(_, why)| why.clone()));
+            messages.extend(
+                side.group
+                    .full_compare_reasons()
+                    .iter()
+                    .map(|(_, why)| why.clone()),
+            );
         }
         for act in &state.record.forced {
             let at = jiff::Timestamp::from_millisecond(act.at.0)
@@ -384,7 +462,9 @@ impl GroupTask {
 
 fn source_status(side: &super::side::SourceSide, now_ms: i64) -> SourceStatus {
     let p = side.group.progress();
-    let lag = p.oldest_unreplicated_write.map_or(0, |at| now_ms.saturating_sub(at.0));
+    let lag = p
+        .oldest_unreplicated_write
+        .map_or(0, |at| now_ms.saturating_sub(at.0));
     SourceStatus {
         seed_total_bytes: p.seed_total_bytes,
         seed_left_bytes: p.seed_left_bytes,

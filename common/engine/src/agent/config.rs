@@ -130,7 +130,10 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".to_owned() }
+        Self {
+            format: LogFormat::Text,
+            filter: "info".to_owned(),
+        }
     }
 }
 
@@ -190,8 +193,10 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming the file, the key and what would be right.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::parse(&text, path)
     }
 
@@ -200,9 +205,15 @@ impl Config {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text)
-            .map_err(|e| ConfigError::Parse { path: path.to_owned(), source: Box::new(e) })?;
-        let bad = |key, problem: String| ConfigError::Value { path: path.to_owned(), key, problem };
+        let file: File = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(e),
+        })?;
+        let bad = |key, problem: String| ConfigError::Value {
+            path: path.to_owned(),
+            key,
+            problem,
+        };
         let folder = path.parent().unwrap_or(Path::new("."));
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         let resolve = |p: PathBuf| folder.join(p);
@@ -280,8 +291,9 @@ pub fn check_keep_points(keep: u32) -> Result<(), String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("{text:?} is not a duration such as \"5s\" or \"2m\""))?;
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a duration such as \"5s\" or \"2m\""))?;
     Duration::try_from(span).map_err(|_| format!("{text:?} is negative"))
 }
 
@@ -290,7 +302,9 @@ fn address(text: &str) -> Result<String, String> {
         .rsplit_once(':')
         .ok_or_else(|| format!("{text:?} is not HOST:PORT, for example 10.0.0.2:7443"))?;
     if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(format!("{text:?} is not HOST:PORT, for example 10.0.0.2:7443"));
+        return Err(format!(
+            "{text:?} is not HOST:PORT, for example 10.0.0.2:7443"
+        ));
     }
     Ok(text.to_owned())
 }

@@ -67,6 +67,11 @@ impl Core {
         Ok((state.clone(), step(&state, event)?))
     }
 
+    /// Whether `event` would be taken now.
+    pub(super) fn allows(&self, event: &Event) -> Result<(), Refusal> {
+        self.decide(event).map(|_| ())
+    }
+
     /// Makes a decision durable and takes it as ours, if nothing has changed since `decided_on`. Blocks.
     pub(super) fn install(
         &self,
@@ -98,8 +103,9 @@ impl CommitRole for Core {
             generation: state.record.generation().id,
             last: Committed { cycle, digest },
         };
-        let decided = step(&state, &event)
-            .map_err(|refusal| ReplicaError::NotAllowed { why: refusal.to_string() })?;
+        let decided = step(&state, &event).map_err(|refusal| ReplicaError::NotAllowed {
+            why: refusal.to_string(),
+        })?;
         record(&decided.next.record.encode())?;
         *state = decided.next;
         Ok(())

@@ -26,12 +26,23 @@ impl PointExport {
         view: Arc<dyn Image>,
     ) -> Result<Self, String> {
         let path = point_socket_path(&context.run_dir, group, disk, cycle);
-        let export = Export { name: disk.to_string(), image: view };
-        let server =
-            context.nbd.bind_unix(&path, export).map_err(|e| super::replicator::chain(&e))?;
-        let status =
-            ExportStatus { cycle, disk: disk.clone(), nbd_uri: nbd_uri(disk, &path) };
-        Ok(Self { status, _server: server })
+        let export = Export {
+            name: disk.to_string(),
+            image: view,
+        };
+        let server = context
+            .nbd
+            .bind_unix(&path, export)
+            .map_err(|e| super::replicator::chain(&e))?;
+        let status = ExportStatus {
+            cycle,
+            disk: disk.clone(),
+            nbd_uri: nbd_uri(disk, &path),
+        };
+        Ok(Self {
+            status,
+            _server: server,
+        })
     }
 
     /// What operators are told.

@@ -38,7 +38,11 @@ pub(super) struct Reserved<'a> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        let mut reserved = self.groups.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reserved = self
+            .groups
+            .reserved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         reserved.remove(&self.name);
     }
 }
@@ -65,7 +69,10 @@ impl Groups {
         if self.named(name).is_some() || !reserved.insert(name.clone()) {
             return None;
         }
-        Some(Reserved { groups: self, name: name.clone() })
+        Some(Reserved {
+            groups: self,
+            name: name.clone(),
+        })
     }
 
     /// Forgets a group whose task ends.
@@ -83,7 +90,10 @@ impl Groups {
     ) -> Handle {
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
         let (own, reports) = mpsc::unbounded_channel();
-        let handle = Handle { group: core.group, inbox };
+        let handle = Handle {
+            group: core.group,
+            inbox,
+        };
         self.map(|m| m.insert(core.name.clone(), handle.clone()));
         let task = GroupTask::new(Arc::clone(context), core, side, own);
         context.tasks.spawn(task.run(first, messages, reports));

@@ -87,7 +87,10 @@ const JOBS_MAX: usize = 256;
 
 impl Jobs {
     pub(super) fn new(env: Arc<dyn Env>) -> Self {
-        Self { env, list: Mutex::new(VecDeque::new()) }
+        Self {
+            env,
+            list: Mutex::new(VecDeque::new()),
+        }
     }
 
     /// A job by its id.
@@ -109,7 +112,10 @@ impl Jobs {
             started_at: self.env.now(),
             ended_at: None,
         };
-        let job = Job { status: Arc::new(watch::Sender::new(status)), env: Arc::clone(&self.env) };
+        let job = Job {
+            status: Arc::new(watch::Sender::new(status)),
+            env: Arc::clone(&self.env),
+        };
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         if list.len() >= JOBS_MAX {
             list.pop_front();

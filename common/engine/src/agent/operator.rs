@@ -4,12 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sitepair_disk::Image;
-use sitepair_disk::open::{Format, OpenOptions, open_image};
+use sitepair_disk::open::{Format, OpenOptions, open_image, probe};
+use sitepair_disk::vhdx::{Kind, VhdxImage};
+use sitepair_disk::{DiskError, Image};
 use sitepair_model::group::{ForceOpen, GroupState};
-use sitepair_model::ids::{
-    Cycle, DiskId, DiskName, GenId, GroupId, GroupName, OpId, UnixMillis,
-};
+use sitepair_model::ids::{Cycle, DiskId, DiskName, GenId, GroupId, GroupName, OpId, UnixMillis};
 use sitepair_model::peer::ImageFormat;
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{oneshot, watch};
@@ -80,7 +79,11 @@ impl Operator {
         peer_address: String,
         certificate: Arc<dyn Fn() -> CertificateStatus + Send + Sync>,
     ) -> Self {
-        Self { context, certificate, peer_address }
+        Self {
+            context,
+            certificate,
+            peer_address,
+        }
     }
 
     fn handle(&self, group: &GroupName) -> Result<Handle, CommandError> {
@@ -100,7 +103,11 @@ impl Operator {
         let handle = self.handle(group)?;
         let (reply, answer) = oneshot::channel();
         let gone = || CommandError::Failed("the group's task has ended".to_owned());
-        handle.inbox.send(Msg::Command(command(reply))).await.map_err(|_| gone())?;
+        handle
+            .inbox
+            .send(Msg::Command(command(reply)))
+            .await
+            .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -134,8 +141,17 @@ impl Operator {
             }
         }
         let link = self.link();
-        let own = if link.connected { Health::Ok } else { Health::Warning };
-        let health = groups.iter().map(|g| g.health).max().unwrap_or(Health::Ok).max(own);
+        let own = if link.connected {
+            Health::Ok
+        } else {
+            Health::Warning
+        };
+        let health = groups
+            .iter()
+            .map(|g| g.health)
+            .max()
+            .unwrap_or(Health::Ok)
+            .max(own);
         Ok(AgentStatus {
             pair: self.context.pair.clone(),
             site: self.context.site,
@@ -150,12 +166,25 @@ impl Operator {
     fn link(&self) -> LinkStatus {
         let peer = self.peer_address.clone();
         match self.context.link.borrow().clone() {
-            LinkState::Up { since } => {
-                LinkStatus { peer, connected: true, since, last_error: String::new(), attempts: 0 }
-            }
-            LinkState::Down { since, last_error, attempts, .. } => {
-                LinkStatus { peer, connected: false, since, last_error, attempts }
-            }
+            LinkState::Up { since } => LinkStatus {
+                peer,
+                connected: true,
+                since,
+                last_error: String::new(),
+                attempts: 0,
+            },
+            LinkState::Down {
+                since,
+                last_error,
+                attempts,
+                ..
+            } => LinkStatus {
+                peer,
+                connected: false,
+                since,
+                last_error,
+                attempts,
+            },
         }
     }
 
@@ -211,8 +240,15 @@ impl Operator {
             )
         };
         let command = Command::Cut { label, reply };
-        handle.inbox.send(Msg::Command(command)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?.map_err(CommandError::Refused)
+        handle
+            .inbox
+            .send(Msg::Command(command))
+            .await
+            .map_err(|_| gone())?;
+        answer
+            .await
+            .map_err(|_| gone())?
+            .map_err(CommandError::Refused)
     }
 
     /// Begins a planned failover; the job's id is the operation's.
@@ -227,7 +263,13 @@ impl Operator {
         reverse: bool,
     ) -> Result<OpId, CommandError> {
         let op = op.unwrap_or_else(|| OpId::from_bytes(self.context.env.random_id()));
-        self.ask(group, |reply| Command::PlannedFailover { op, disconnect, reverse, reply }).await
+        self.ask(group, |reply| Command::PlannedFailover {
+            op,
+            disconnect,
+            reverse,
+            reply,
+        })
+        .await
     }
 
     /// Opens a group on an operator's word.
@@ -250,7 +292,8 @@ impl Operator {
             typed_name_matches: typed_name == group.as_str(),
             new: GenId::from_bytes(self.context.env.random_id()),
         };
-        self.ask(group, |reply| Command::ForceOpen { act, reply }).await
+        self.ask(group, |reply| Command::ForceOpen { act, reply })
+            .await
     }
 
     /// Ends protection.
@@ -263,7 +306,12 @@ impl Operator {
         delete_replica: bool,
         force: bool,
     ) -> Result<Done, CommandError> {
-        self.ask(group, |reply| Command::Withdraw { delete_replica, force, reply }).await
+        self.ask(group, |reply| Command::Withdraw {
+            delete_replica,
+            force,
+            reply,
+        })
+        .await
     }
 
     /// Serves a recovery point.
@@ -275,7 +323,8 @@ impl Operator {
         group: &GroupName,
         cycle: Cycle,
     ) -> Result<Vec<ExportStatus>, CommandError> {
-        self.ask(group, |reply| Command::Export { cycle, reply }).await
+        self.ask(group, |reply| Command::Export { cycle, reply })
+            .await
     }
 
     /// Stops serving it.
@@ -283,7 +332,8 @@ impl Operator {
     /// # Errors
     /// [`CommandError`].
     pub async fn unexport(&self, group: &GroupName, cycle: Cycle) -> Result<Done, CommandError> {
-        self.ask(group, |reply| Command::Unexport { cycle, reply }).await
+        self.ask(group, |reply| Command::Unexport { cycle, reply })
+            .await
     }
 
     /// Follows a job.
@@ -327,11 +377,13 @@ impl Operator {
         self.begin(prepared).await
     }
 
-    async fn begin(
-        &self,
-        prepared: Prepared,
-    ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
-        let Prepared { row, images, paths, use_existing } = prepared;
+    async fn begin(&self, prepared: Prepared) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
+        let Prepared {
+            row,
+            images,
+            paths,
+            use_existing,
+        } = prepared;
         let context = &self.context;
         let first = GenId::from_bytes(context.env.random_id());
         let boot = context.env.boot_id();
@@ -347,12 +399,12 @@ impl Operator {
             let (context, row, born) = (Arc::clone(context), row.clone(), born.clone());
             tokio::task::spawn_blocking(move || {
                 // The change maps are durable before the group is: a group without them would count as lost.
-                let side =
-                    SourceSide::with_images(&context, &row, &born.next, images, Fresh::Seed)
-                        .map_err(CommandError::Failed)?;
+                let side = SourceSide::with_images(&context, &row, &born.next, images, Fresh::Seed)
+                    .map_err(CommandError::Failed)?;
                 let record = born.next.record.encode();
                 let put = context.catalog.put_group(&row, &record);
-                put.map(|()| side).map_err(|e| CommandError::Failed(chain(&e)))
+                put.map(|()| side)
+                    .map_err(|e| CommandError::Failed(chain(&e)))
             })
             .await
             .map_err(|e| CommandError::Failed(e.to_string()))?
@@ -365,7 +417,9 @@ impl Operator {
             }
         };
         let core = Core::new(Arc::clone(&context.catalog), row.clone(), born.next);
-        context.groups.start(context, core, Side::Source(side), born.after);
+        context
+            .groups
+            .start(context, core, Side::Source(side), born.after);
         tracing::info!(group = %row.name, "protected");
         let disks = row.disks.iter().map(|d| {
             let socket = socket_path(&context.run_dir, &row.name, &d.name);
@@ -439,12 +493,11 @@ struct Prepared {
 fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandError> {
     let mut disks = Vec::with_capacity(spec.disks.len());
     for disk in spec.disks {
-        let options = OpenOptions { format: disk.format, read_only: false };
-        let image = open_image(&context.storage, &disk.path, options).map_err(|e| {
+        let (image, format) = open_to_protect(context, &disk).map_err(|e| {
             let text = format!("disk {}: {}: {}", disk.name, disk.path.display(), chain(&e));
             CommandError::Refused(text)
         })?;
-        let (format, geometry) = (image.format(), image.geometry());
+        let geometry = image.geometry();
         // What other programs wrote and did not sync must not be lost to a power cut after it was sent.
         image.flush().map_err(|e| CommandError::Failed(chain(&e)))?;
         let row = DiskRow {
@@ -452,11 +505,7 @@ fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandErro
             name: disk.name,
             path: disk.path,
             size_bytes: geometry.size_bytes,
-            format: match format {
-                sitepair_disk::image::FileFormat::Raw => ImageFormat::Raw,
-                sitepair_disk::image::FileFormat::VhdxDynamic => ImageFormat::VhdxDynamic,
-                sitepair_disk::image::FileFormat::VhdxFixed => ImageFormat::VhdxFixed,
-            },
+            format,
             logical_sector_bytes: geometry.logical_sector_bytes,
             format_block_bytes: geometry.block_bytes,
             owned: false,
@@ -465,7 +514,9 @@ fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandErro
     }
     disks.sort_by_key(|(row, ..)| row.disk);
     let default_ms = u64::try_from(context.replication.interval.as_millis()).unwrap_or(u64::MAX);
-    let given = spec.interval.map(|i| u64::try_from(i.as_millis()).unwrap_or(u64::MAX));
+    let given = spec
+        .interval
+        .map(|i| u64::try_from(i.as_millis()).unwrap_or(u64::MAX));
     let mut row = GroupRow {
         group: GroupId::from_bytes(context.env.random_id()),
         name: spec.group,
@@ -481,5 +532,39 @@ fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandErro
         images.push(image);
         paths.push(path);
     }
-    Ok(Prepared { row, images, paths, use_existing: spec.use_existing })
+    Ok(Prepared {
+        row,
+        images,
+        paths,
+        use_existing: spec.use_existing,
+    })
+}
+
+/// Opens a disk for good, and tells the format that it is opened as from now on.
+fn open_to_protect(
+    context: &Context,
+    disk: &ProtectDisk,
+) -> Result<(Arc<dyn Image>, ImageFormat), DiskError> {
+    let format = match disk.format {
+        Some(format) => format,
+        None => probe(&*context.storage, &disk.path)?,
+    };
+    match format {
+        Format::Raw => {
+            let options = OpenOptions {
+                format: disk.format,
+                read_only: false,
+            };
+            let image = open_image(&context.storage, &disk.path, options)?;
+            Ok((image, ImageFormat::Raw))
+        }
+        Format::Vhdx => {
+            let image = VhdxImage::open(Arc::clone(&context.storage), &disk.path, false)?;
+            let format = match image.kind() {
+                Kind::Dynamic => ImageFormat::VhdxDynamic,
+                Kind::Fixed => ImageFormat::VhdxFixed,
+            };
+            Ok((Arc::new(image), format))
+        }
+    }
 }

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use sitepair_model::group::GroupState;
 use sitepair_model::ids::{GroupId, OpId};
-use sitepair_model::peer::{
-    Grant, GroupOffer, Hello, HelloAnswer, PeerSummary, TransferBegin,
-};
+use sitepair_model::peer::{Grant, GroupOffer, Hello, HelloAnswer, PeerSummary, TransferBegin};
 use tokio::sync::oneshot;
 
 use super::Context;
@@ -33,9 +31,15 @@ impl PeerFace {
     }
 
     fn known(&self, group: GroupId) -> Result<Handle, PeerError> {
-        self.context.groups.with_id(group).ok_or_else(|| PeerError::Refused {
-            why: format!("group {group} is not known at the {} site", self.context.site),
-        })
+        self.context
+            .groups
+            .with_id(group)
+            .ok_or_else(|| PeerError::Refused {
+                why: format!(
+                    "group {group} is not known at the {} site",
+                    self.context.site
+                ),
+            })
     }
 }
 
@@ -44,7 +48,9 @@ async fn ask<T>(
     handle: &Handle,
     msg: impl FnOnce(oneshot::Sender<Result<T, PeerError>>) -> Msg,
 ) -> Result<T, PeerError> {
-    let gone = || PeerError::Failed { why: "the group's task has ended".to_owned() };
+    let gone = || PeerError::Failed {
+        why: "the group's task has ended".to_owned(),
+    };
     let (reply, answer) = oneshot::channel();
     handle.inbox.send(msg(reply)).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
@@ -84,7 +90,11 @@ impl PeerEndpoint for PeerFace {
     async fn withdraw(&self, group: GroupId, delete_replica: bool) -> Result<(), PeerError> {
         match self.context.groups.with_id(group) {
             Some(handle) => {
-                ask(&handle, |reply| Msg::Withdrawn { delete_replica, reply }).await
+                ask(&handle, |reply| Msg::Withdrawn {
+                    delete_replica,
+                    reply,
+                })
+                .await
             }
             None => Ok(()),
         }
@@ -158,15 +168,21 @@ fn create(context: &Arc<Context>, offer: &GroupOffer) -> Result<Created, Replica
     );
     let record = born.next.record.encode();
     let core = Core::new(Arc::clone(&context.catalog), row.clone(), born.next);
-    let existing = if offer.use_existing { Existing::WriteOver } else { Existing::Refuse };
+    let existing = if offer.use_existing {
+        Existing::WriteOver
+    } else {
+        Existing::Refuse
+    };
     let role: Arc<dyn CommitRole> = Arc::clone(&core) as _;
-    let replica =
-        ReplicaGroup::create(site, &row, existing, &record, offer.generation.id, role)?;
+    let replica = ReplicaGroup::create(site, &row, existing, &record, offer.generation.id, role)?;
     // Which images are ours was found out by creating them.
-    let stored = context.catalog.groups()?.into_iter().find(|g| g.group == row.group);
+    let stored = context
+        .catalog
+        .groups()?
+        .into_iter()
+        .find(|g| g.group == row.group);
     if let Some(stored) = stored {
         core.set_row(stored);
     }
     Ok((core, replica, born.after))
 }
-

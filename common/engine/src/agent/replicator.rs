@@ -24,7 +24,10 @@ use crate::source::{CutInfo, ShipError, SourceError, SourceGroup};
 /// What the group's task may ask for.
 pub(super) enum Order {
     /// A recovery point now.
-    Cut { label: Option<String>, reply: oneshot::Sender<Result<Cycle, String>> },
+    Cut {
+        label: Option<String>,
+        reply: oneshot::Sender<Result<Cycle, String>>,
+    },
     /// The exports are closed and drained: the hand-over cut, then end.
     Drain { op: OpId },
 }
@@ -155,14 +158,23 @@ impl Work {
         stop: &CancellationToken,
     ) -> Result<Option<Committed>, End> {
         let failed = |e: &dyn std::error::Error| End::Failed(chain(e));
-        let info = CutInfo { at: self.env.now(), consistency: Consistency::Crash, label };
-        let sealed =
-            self.source.cut(info).await.map_err(|e: SourceError| failed(&e))?;
+        let info = CutInfo {
+            at: self.env.now(),
+            consistency: Consistency::Crash,
+            label,
+        };
+        let sealed = self
+            .source
+            .cut(info)
+            .await
+            .map_err(|e: SourceError| failed(&e))?;
         match self.source.ship(&*self.peer, &sealed, stop).await {
             Ok(committed) => {
                 self.first_point = false;
-                let acknowledged =
-                    Msg::Acknowledged { generation: self.generation, last: committed };
+                let acknowledged = Msg::Acknowledged {
+                    generation: self.generation,
+                    last: committed,
+                };
                 self.report.send(acknowledged).map_err(|_| End::Stopped)?;
                 Ok(Some(committed))
             }
@@ -194,9 +206,7 @@ fn conclude(
             Ok(None)
         }
         (Some(Order::Drain { op }), Ok(Some(last))) => Ok(Some(End::Drained { op, last })),
-        (Some(Order::Drain { .. }), Ok(None)) => {
-            Err("the hand-over cut was given up".to_owned())
-        }
+        (Some(Order::Drain { .. }), Ok(None)) => Err("the hand-over cut was given up".to_owned()),
         (order, Err(End::Failed(why))) => {
             if let Some(Order::Cut { reply, .. }) = order {
                 let _ = reply.send(Err(why.clone()));

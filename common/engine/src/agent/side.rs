@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sitepair_disk::Image;
 use sitepair_disk::open::{OpenOptions, open_image};
 use sitepair_model::group::{GroupState, Role};
-use sitepair_model::ids::{Cycle, DiskName, GroupName};
+use sitepair_model::ids::{Cycle, DiskName, GenId, GroupName};
 use sitepair_model::peer::Committed;
 use sitepair_model::point::Consistency;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ pub(super) enum Side {
 /// A source's disks.
 pub(super) struct SourceSide {
     pub(super) group: Arc<SourceGroup>,
+    /// The generation that its change maps are bound to.
+    pub(super) generation: GenId,
     images: Vec<Arc<dyn Image>>,
     /// One for each disk while guests are served.
     pub(super) servers: Vec<ExportHandle>,
@@ -61,7 +63,9 @@ pub(super) fn point_socket_path(
     disk: &DiskName,
     cycle: Cycle,
 ) -> PathBuf {
-    run_dir.join(group.as_str()).join(format!("{disk}@{cycle}.sock"))
+    run_dir
+        .join(group.as_str())
+        .join(format!("{disk}@{cycle}.sock"))
 }
 
 /// How a hypervisor names an export.
@@ -127,16 +131,28 @@ impl SourceSide {
             storage: Arc::clone(&context.storage),
         };
         let group = SourceGroup::open(options, disks).map_err(|e| chain(&e))?;
-        Ok(Self { group, images, servers: Vec::new(), replicator: None })
+        Ok(Self {
+            group,
+            generation: state.record.generation().id,
+            images,
+            servers: Vec::new(),
+            replicator: None,
+        })
     }
 
     /// Serves the disks to guests.
     pub(super) fn serve(&mut self, context: &Context, row: &GroupRow) -> Result<(), String> {
         self.group.admit();
         for disk in &row.disks {
-            let image = self.group.tracked(disk.disk).ok_or("a disk of the group is not open")?;
+            let image = self
+                .group
+                .tracked(disk.disk)
+                .ok_or("a disk of the group is not open")?;
             let path = socket_path(&context.run_dir, &row.name, &disk.name);
-            let export = Export { name: disk.name.to_string(), image };
+            let export = Export {
+                name: disk.name.to_string(),
+                image,
+            };
             match context.nbd.bind_unix(&path, export) {
                 Ok(server) => self.servers.push(server),
                 Err(e) => {
@@ -178,7 +194,9 @@ impl SourceSide {
         let images = std::mem::take(&mut self.images);
         drop(self);
         let closed = tokio::task::spawn_blocking(move || {
-            images.into_iter().try_for_each(|image| image.close().map_err(|e| chain(&e)))
+            images
+                .into_iter()
+                .try_for_each(|image| image.close().map_err(|e| chain(&e)))
         })
         .await
         .unwrap_or_else(|e| Err(e.to_string()));
@@ -194,7 +212,11 @@ impl ReplicaSide {
             let (group, stop) = (group.clone(), stop.clone());
             async move { group.run_merges(stop).await }
         });
-        Self { group, stop, merges }
+        Self {
+            group,
+            stop,
+            merges,
+        }
     }
 
     /// Opens the replica that the role record speaks of. Blocks.
@@ -257,7 +279,10 @@ pub(super) fn forget_maps(context: &Context, row: &GroupRow) -> Result<(), Strin
 }
 
 fn open_disk(context: &Context, disk: &DiskRow) -> Result<Arc<dyn Image>, String> {
-    let options = OpenOptions { format: Some(super::disk_format(disk.format)), read_only: false };
+    let options = OpenOptions {
+        format: Some(super::disk_format(disk.format)),
+        read_only: false,
+    };
     let image = open_image(&context.storage, &disk.path, options)
         .map_err(|e| format!("open {}: {}", disk.path.display(), chain(&e)))?;
     let size = image.geometry().size_bytes;

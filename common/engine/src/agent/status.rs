@@ -1,6 +1,8 @@
 //! What an agent tells about itself: plain values, built on demand, converted by the wire.
 
-use sitepair_model::ids::{Cycle, DiskName, Generation, GroupId, GroupName, OpId, Site, UnixMillis};
+use sitepair_model::ids::{
+    Cycle, DiskName, Generation, GroupId, GroupName, OpId, Site, UnixMillis,
+};
 use sitepair_model::peer::{ImageFormat, RoleName};
 
 /// How well something is.

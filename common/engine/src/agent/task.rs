@@ -41,7 +41,10 @@ pub(super) enum Msg {
     /// The peer offers the group, which is known here.
     Offered(GenId, Reply<()>),
     /// The peer ended the protection.
-    Withdrawn { delete_replica: bool, reply: Reply<()> },
+    Withdrawn {
+        delete_replica: bool,
+        reply: Reply<()>,
+    },
     /// The peer wants to send.
     Begin(TransferBegin, Reply<Box<dyn Transfer>>),
     /// An operator's command.
@@ -51,7 +54,10 @@ pub(super) enum Msg {
     /// The peer answered our Hello, or did not.
     HelloAnswered(Result<HelloAnswer, PeerError>),
     /// The peer answered our Grant, or did not.
-    GrantAnswered { request: OpId, result: Result<OpId, PeerError> },
+    GrantAnswered {
+        request: OpId,
+        result: Result<OpId, PeerError>,
+    },
     /// The peer took our offer, or did not.
     OfferAnswered(Result<(), PeerError>),
     /// A cycle is durable at the peer.
@@ -193,14 +199,18 @@ impl GroupTask {
             Msg::Hello(hello, reply) => {
                 let done = self.step(Event::HelloReceived(hello)).await;
                 let answer = done.map_err(PeerError::from).and_then(|a| {
-                    a.hello.ok_or(PeerError::Failed { why: "no answer was decided".to_owned() })
+                    a.hello.ok_or(PeerError::Failed {
+                        why: "no answer was decided".to_owned(),
+                    })
                 });
                 let _ = reply.send(answer);
             }
             Msg::Grant(grant, reply) => {
                 let done = self.step(Event::GrantReceived(grant)).await;
                 let answer = done.map_err(PeerError::from).and_then(|a| {
-                    a.grant.ok_or(PeerError::Failed { why: "no answer was decided".to_owned() })
+                    a.grant.ok_or(PeerError::Failed {
+                        why: "no answer was decided".to_owned(),
+                    })
                 });
                 let _ = reply.send(answer);
             }
@@ -208,7 +218,10 @@ impl GroupTask {
                 let done = self.step(Event::Offered { generation }).await;
                 let _ = reply.send(done.map(|_| ()).map_err(PeerError::from));
             }
-            Msg::Withdrawn { delete_replica, reply } => {
+            Msg::Withdrawn {
+                delete_replica,
+                reply,
+            } => {
                 let _ = reply.send(self.withdrawn(delete_replica).await);
             }
             Msg::Begin(begin, reply) => self.begin(begin, reply).await,
@@ -225,7 +238,8 @@ impl GroupTask {
             Msg::Acknowledged { generation, last } => {
                 self.patience = PATIENCE_MIN;
                 self.problem = None;
-                self.step_logged(Event::CycleAcknowledged { generation, last }).await;
+                self.step_logged(Event::CycleAcknowledged { generation, last })
+                    .await;
             }
             Msg::ReplicatorEnded(number, end) => self.replicator_ended(number, end).await,
             Msg::Promoted(result) => self.promoted(result).await,
@@ -240,6 +254,12 @@ impl GroupTask {
     async fn step(&mut self, event: Event) -> Result<Answers, NotDone> {
         let mut answers = Answers::default();
         self.one_step(event, &mut answers).await?;
+        self.follow_up().await;
+        Ok(answers)
+    }
+
+    /// Takes the steps that effects asked for.
+    async fn follow_up(&mut self) {
         while let Some(event) = self.ahead.pop_front() {
             let what = format!("{event:?}");
             let mut rest = Answers::default();
@@ -249,13 +269,14 @@ impl GroupTask {
                 tracing::debug!(group = %self.core.name, what, "not taken: {why}");
             }
         }
-        Ok(answers)
     }
 
     async fn one_step(&mut self, event: Event, answers: &mut Answers) -> Result<(), NotDone> {
         loop {
-            let (seen, decided) =
-                self.core.decide(&event).map_err(|r| NotDone::Refused(r.to_string()))?;
+            let (seen, decided) = self
+                .core
+                .decide(&event)
+                .map_err(|r| NotDone::Refused(r.to_string()))?;
             for effect in decided.before {
                 self.act(effect, answers).await;
             }
@@ -270,6 +291,7 @@ impl GroupTask {
             match installed {
                 Ok(Installed::Yes) => {
                     self.note_role(&decided.next);
+                    self.follow_generation(&decided.next).await;
                     for effect in decided.after {
                         self.act(effect, answers).await;
                     }
@@ -331,7 +353,10 @@ impl GroupTask {
             Effect::SendGrant(grant) => {
                 let request = grant.request;
                 self.call(move |peer| async move {
-                    Msg::GrantAnswered { request, result: peer.grant(grant).await }
+                    Msg::GrantAnswered {
+                        request,
+                        result: peer.grant(grant).await,
+                    }
                 });
             }
             Effect::AnswerGrant { request } => answers.grant = Some(request),
@@ -361,9 +386,11 @@ impl GroupTask {
 
     /// What is due by time, and what could not be done before.
     async fn look_up(&mut self) {
-        if matches!(self.side, Side::Shut(_)) && self.reopen_at.is_none_or(|at| at <= Instant::now())
+        if matches!(self.side, Side::Shut(_))
+            && self.reopen_at.is_none_or(|at| at <= Instant::now())
         {
             self.reopen().await;
+            self.follow_up().await;
         }
         let state = self.core.state();
         if state.serves()
@@ -404,7 +431,7 @@ impl GroupTask {
             Side::Source(_) => {
                 self.problem = None;
                 // The peer is asked anew, and its answer starts replication if it is due.
-                self.step_logged(Event::PeerLost).await;
+                self.ahead.push_back(Event::PeerLost);
             }
             Side::Replica(_) => self.problem = None,
         }
@@ -459,7 +486,9 @@ impl GroupTask {
     async fn withdrawn(&mut self, delete_replica: bool) -> Result<(), PeerError> {
         let answers = self.step(Event::PeerWithdrew).await?;
         if answers.forget {
-            self.forget(delete_replica).await.map_err(|why| PeerError::Failed { why })?;
+            self.forget(delete_replica)
+                .await
+                .map_err(|why| PeerError::Failed { why })?;
         }
         Ok(())
     }
@@ -470,7 +499,10 @@ impl GroupTask {
             return;
         }
         let Side::Replica(side) = &self.side else {
-            let why = self.problem.clone().unwrap_or_else(|| "the replica is not open".to_owned());
+            let why = self
+                .problem
+                .clone()
+                .unwrap_or_else(|| "the replica is not open".to_owned());
             let _ = reply.send(Err(PeerError::Failed { why }));
             return;
         };
@@ -497,7 +529,11 @@ impl GroupTask {
     }
 
     async fn close_exports(&mut self, disconnect: bool) {
-        let how = if disconnect { Disconnect::Now } else { Disconnect::Graceful };
+        let how = if disconnect {
+            Disconnect::Now
+        } else {
+            Disconnect::Graceful
+        };
         if let Side::Source(side) = &mut self.side {
             side.disconnect(how).await;
             // Refused even if the flush fails; the image then refuses everything until it is opened anew.
@@ -530,7 +566,8 @@ impl GroupTask {
             // The acknowledgement was lost, the cycle was not.
             let last = Committed { cycle, digest };
             let generation = state.record.generation().id;
-            self.ahead.push_back(Event::CycleAcknowledged { generation, last });
+            self.ahead
+                .push_back(Event::CycleAcknowledged { generation, last });
         }
         self.replicators += 1;
         let work = Work {
@@ -550,7 +587,9 @@ impl GroupTask {
         if let Some(job) = &self.job {
             job.step("sending the last changes");
         }
-        let Side::Source(side) = &self.side else { return };
+        let Side::Source(side) = &self.side else {
+            return;
+        };
         let ordered = side
             .replicator
             .as_ref()
@@ -617,15 +656,18 @@ impl GroupTask {
         let own = self.own.clone();
         self.context.tasks.spawn_blocking(move || {
             let row = core.row();
-            let promoted = replica.promote(through).map_err(|e| chain(&e)).and_then(|images| {
-                let images = row
-                    .disks
-                    .iter()
-                    .filter_map(|d| images.iter().find(|(id, _)| *id == d.disk))
-                    .map(|(_, image)| Arc::clone(image))
-                    .collect();
-                SourceSide::with_images(&context, &row, &core.state(), images, Fresh::InStep)
-            });
+            let promoted = replica
+                .promote(through)
+                .map_err(|e| chain(&e))
+                .and_then(|images| {
+                    let images = row
+                        .disks
+                        .iter()
+                        .filter_map(|d| images.iter().find(|(id, _)| *id == d.disk))
+                        .map(|(_, image)| Arc::clone(image))
+                        .collect();
+                    SourceSide::with_images(&context, &row, &core.state(), images, Fresh::InStep)
+                });
             let _ = own.send(Msg::Promoted(promoted.map(Box::new)));
         });
     }
@@ -651,6 +693,26 @@ impl GroupTask {
                 self.reopen_at = Some(Instant::now() + REOPEN_AFTER);
                 self.problem = Some(why);
             }
+        }
+    }
+
+    /// Binds the open disks to the generation of a forced take-over, before anything is served in it.
+    async fn follow_generation(&mut self, next: &GroupState) {
+        let generation = next.record.generation().id;
+        let Side::Source(side) = &mut self.side else {
+            return;
+        };
+        if side.generation == generation || !wants_source(next) {
+            return;
+        }
+        match side
+            .group
+            .adopt_generation(generation, next.record.base)
+            .await
+        {
+            Ok(()) => side.generation = generation,
+            // Opened anew, the disks are bound to it, and what was not known to be replicated is sent again.
+            Err(e) => self.problem = Some(chain(&e)),
         }
     }
 
@@ -682,8 +744,7 @@ impl GroupTask {
                 }
             }
             Side::Replica(replica) => {
-                let group = replica.stop().await;
-                let _ = tokio::task::spawn_blocking(move || group.close()).await;
+                drop(replica.stop().await);
             }
             Side::Shut(_) => {}
         }
@@ -732,7 +793,12 @@ impl GroupTask {
     }
 
     fn offer(&self) -> GroupOffer {
-        super::offer_of(&self.core.row(), self.core.state().record.generation(), false, &[])
+        super::offer_of(
+            &self.core.row(),
+            self.core.state().record.generation(),
+            false,
+            &[],
+        )
     }
 
     fn note_role(&mut self, next: &GroupState) {

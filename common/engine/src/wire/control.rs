@@ -1,0 +1,353 @@
+//! The `Control` service: what operators ask, turned into our types and back.
+//!
+//! Receives calls that the table of roles let through, with the caller's proven identity; writes every call that
+//! changes something to the log with that name. Does not do: anything itself; [`Operator`] does.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use sitepair_model::ids::{Cycle, GroupName, OpId};
+use sitepair_proto::v1 as proto;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::Caller;
+use crate::agent::status::AgentStatus;
+use crate::agent::status::JobState;
+use crate::agent::{CommandError, Done, Operator, ProtectDisk, ProtectSpec};
+
+mod convert;
+
+/// The service.
+#[derive(Clone)]
+pub struct ControlService {
+    operator: Operator,
+}
+
+/// The service as tonic serves it.
+pub type ControlServer = proto::control_server::ControlServer<ControlService>;
+
+/// Shortest time between two messages of a watch.
+const WATCH_INTERVAL_MIN: Duration = Duration::from_millis(200);
+/// Default time between two messages of a watch.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest: a sign of life even if nothing changed.
+const WATCH_INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+impl ControlService {
+    /// The service of an agent.
+    #[must_use]
+    pub fn server(operator: Operator) -> ControlServer {
+        proto::control_server::ControlServer::new(Self { operator })
+    }
+
+    async fn told(&self, group: &str) -> Result<AgentStatus, Status> {
+        let group = if group.is_empty() {
+            None
+        } else {
+            Some(name(group)?)
+        };
+        self.operator.status(group.as_ref()).await.map_err(status)
+    }
+}
+
+/// Who asks, as the audit has it.
+fn who<T>(request: &Request<T>) -> String {
+    request
+        .extensions()
+        .get::<Caller>()
+        .map_or_else(|| "unknown".to_owned(), |caller| caller.identity.uri())
+}
+
+fn name(text: &str) -> Result<GroupName, Status> {
+    text.parse()
+        .map_err(|e| Status::invalid_argument(format!("{e}")))
+}
+
+fn operation(text: &str) -> Result<OpId, Status> {
+    convert::unhex(text).map(OpId::from_bytes).ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "{text:?} is not an operation id of 32 hexadecimal digits"
+        ))
+    })
+}
+
+fn status(error: CommandError) -> Status {
+    let text = error.to_string();
+    match error {
+        CommandError::Refused(_) => Status::failed_precondition(text),
+        CommandError::NotFound(_) => Status::not_found(text),
+        CommandError::Invalid(_) => Status::invalid_argument(text),
+        CommandError::Unreachable(_) => Status::unavailable(text),
+        CommandError::Failed(_) => Status::internal(text),
+    }
+}
+
+/// Logs a command with its caller and what became of it.
+fn audited<T>(
+    who: &str,
+    what: &str,
+    group: &str,
+    result: Result<T, CommandError>,
+) -> Result<T, Status> {
+    match &result {
+        Ok(_) => tracing::info!(target: "audit", who, what, group, "done"),
+        Err(e) => tracing::warn!(target: "audit", who, what, group, "not done: {e}"),
+    }
+    result.map_err(status)
+}
+
+fn reply(done: Done) -> Response<proto::CommandReply> {
+    Response::new(proto::CommandReply {
+        changed: done.changed,
+        message: done.message,
+    })
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl proto::control_server::Control for ControlService {
+    async fn status(&self, request: Request<proto::StatusRequest>) -> Answer<proto::StatusReply> {
+        let told = self.told(&request.into_inner().group).await?;
+        Ok(Response::new(convert::status_reply(
+            told,
+            self.operator.now(),
+        )))
+    }
+
+    type WatchStream = BoxStream<proto::StatusReply>;
+
+    async fn watch(&self, request: Request<proto::WatchRequest>) -> Answer<Self::WatchStream> {
+        let request = request.into_inner();
+        let asked = Duration::from_millis(u64::from(request.interval_ms));
+        let interval = if asked.is_zero() {
+            WATCH_INTERVAL
+        } else {
+            asked
+        };
+        let interval = interval.clamp(WATCH_INTERVAL_MIN, WATCH_INTERVAL_MAX);
+        let first = self.told(&request.group).await?;
+        let service = self.clone();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut told = Ok(first);
+            loop {
+                let ended = told.is_err();
+                let message = told.map(|t| convert::status_reply(t, service.operator.now()));
+                // Ends with whoever listens.
+                if sender.send(message).await.is_err() || ended {
+                    return;
+                }
+                tokio::time::sleep(interval).await;
+                told = service.told(&request.group).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn list_points(
+        &self,
+        request: Request<proto::ListPointsRequest>,
+    ) -> Answer<proto::ListPointsReply> {
+        let group = name(&request.into_inner().group)?;
+        let points = self.operator.points(&group).await.map_err(status)?;
+        let points = points.into_iter().map(convert::point).collect();
+        Ok(Response::new(proto::ListPointsReply { points }))
+    }
+
+    type WatchJobStream = BoxStream<proto::JobProgress>;
+
+    async fn watch_job(
+        &self,
+        request: Request<proto::WatchJobRequest>,
+    ) -> Answer<Self::WatchJobStream> {
+        let id = operation(&request.into_inner().job_id)?;
+        let changes = self.operator.job(id).map_err(status)?;
+        let mut ended = false;
+        let stream = tokio_stream::wrappers::WatchStream::new(changes)
+            .take_while(move |job| {
+                let goes_on = !ended;
+                ended = job.state != JobState::Running;
+                goes_on
+            })
+            .map(|job| Ok(convert::job(job)));
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn protect(
+        &self,
+        request: Request<proto::ProtectRequest>,
+    ) -> Answer<proto::ProtectReply> {
+        let who = who(&request);
+        let request = request.into_inner();
+        let group = request.group.clone();
+        let spec = protect_spec(request)?;
+        let (id, disks) = audited(&who, "protect", &group, self.operator.protect(spec).await)?;
+        let disks = disks.into_iter().map(convert::disk).collect();
+        Ok(Response::new(proto::ProtectReply {
+            group_id: id.to_string(),
+            disks,
+        }))
+    }
+
+    async fn unprotect(
+        &self,
+        request: Request<proto::UnprotectRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let done = self
+            .operator
+            .unprotect(&group, r.delete_replica, r.force)
+            .await;
+        audited(&who, "unprotect", &r.group, done).map(reply)
+    }
+
+    async fn pause(&self, request: Request<proto::PauseRequest>) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let group = name(&request.into_inner().group)?;
+        audited(
+            &who,
+            "pause",
+            group.as_str(),
+            self.operator.pause(&group).await,
+        )
+        .map(reply)
+    }
+
+    async fn resume(&self, request: Request<proto::ResumeRequest>) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let group = name(&request.into_inner().group)?;
+        audited(
+            &who,
+            "resume",
+            group.as_str(),
+            self.operator.resume(&group).await,
+        )
+        .map(reply)
+    }
+
+    async fn cut(&self, request: Request<proto::CutRequest>) -> Answer<proto::CutReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let label = (!r.label.is_empty()).then_some(r.label);
+        if label.as_ref().is_some_and(|l| l.len() > LABEL_BYTES_MAX) {
+            return Err(Status::invalid_argument(format!(
+                "a label has at most {LABEL_BYTES_MAX} bytes"
+            )));
+        }
+        let cut = self.operator.cut(&group, label).await;
+        let cycle = audited(&who, "cut", group.as_str(), cut)?;
+        Ok(Response::new(proto::CutReply { cycle: cycle.0 }))
+    }
+
+    async fn planned_failover(
+        &self,
+        request: Request<proto::PlannedFailoverRequest>,
+    ) -> Answer<proto::JobRef> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let op = if r.operation_id.is_empty() {
+            None
+        } else {
+            Some(operation(&r.operation_id)?)
+        };
+        let begun = self
+            .operator
+            .planned_failover(&group, op, r.disconnect, !r.no_reverse)
+            .await;
+        let id = audited(&who, "planned failover", group.as_str(), begun)?;
+        Ok(Response::new(proto::JobRef {
+            job_id: id.to_string(),
+        }))
+    }
+
+    async fn reverse(
+        &self,
+        request: Request<proto::ReverseRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let group = name(&request.into_inner().group)?;
+        audited(
+            &who,
+            "reverse",
+            group.as_str(),
+            self.operator.reverse(&group).await,
+        )
+        .map(reply)
+    }
+
+    async fn force_open(
+        &self,
+        request: Request<proto::ForceOpenRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let done = self
+            .operator
+            .force_open(
+                &group,
+                who.clone(),
+                r.reason,
+                &r.typed_name,
+                r.peer_is_stopped,
+            )
+            .await;
+        audited(&who, "force open", group.as_str(), done).map(reply)
+    }
+
+    async fn export_point(
+        &self,
+        request: Request<proto::ExportPointRequest>,
+    ) -> Answer<proto::ExportPointReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let served = self.operator.export(&group, Cycle(r.cycle)).await;
+        let exports = audited(&who, "export", group.as_str(), served)?;
+        let exports = exports.into_iter().map(convert::export).collect();
+        Ok(Response::new(proto::ExportPointReply { exports }))
+    }
+
+    async fn unexport_point(
+        &self,
+        request: Request<proto::UnexportPointRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let done = self.operator.unexport(&group, Cycle(r.cycle)).await;
+        audited(&who, "unexport", group.as_str(), done).map(reply)
+    }
+}
+
+/// Longest label of a recovery point in bytes.
+const LABEL_BYTES_MAX: usize = 200;
+
+fn protect_spec(request: proto::ProtectRequest) -> Result<ProtectSpec, Status> {
+    let disks = request.disks.into_iter().map(|d| {
+        Ok(ProtectDisk {
+            name: d
+                .name
+                .parse()
+                .map_err(|e| Status::invalid_argument(format!("{e}")))?,
+            path: d.path.into(),
+            replica_path: (!d.replica_path.is_empty()).then_some(d.replica_path),
+            format: convert::format(&d.format)?,
+        })
+    });
+    Ok(ProtectSpec {
+        group: name(&request.group)?,
+        disks: disks.collect::<Result<_, Status>>()?,
+        keep_points: (request.keep_points != 0).then_some(request.keep_points),
+        interval: (request.interval_ms != 0).then(|| Duration::from_millis(request.interval_ms)),
+        use_existing: request.use_existing,
+    })
+}

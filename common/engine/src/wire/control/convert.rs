@@ -1,0 +1,192 @@
+//! Status and jobs as messages.
+
+use sitepair_disk::open::Format;
+use sitepair_model::ids::UnixMillis;
+use sitepair_model::peer::RoleName;
+use sitepair_model::point::{Consistency, RecoveryPoint};
+use sitepair_proto::v1 as proto;
+use tonic::Status;
+
+use crate::agent::status::{
+    AgentStatus, DiskStatus, ExportStatus, GroupStatus, Health, JobState, JobStatus, ReplicaStatus,
+    SourceStatus, format_name,
+};
+
+/// 16 bytes from 32 hexadecimal digits.
+pub(super) fn unhex(text: &str) -> Option<[u8; 16]> {
+    if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut bytes = [0_u8; 16];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// A format as operators name it; empty leaves it to a look at the file.
+pub(super) fn format(text: &str) -> Result<Option<Format>, Status> {
+    match text {
+        "" => Ok(None),
+        "raw" => Ok(Some(Format::Raw)),
+        "vhdx" => Ok(Some(Format::Vhdx)),
+        _ => Err(Status::invalid_argument(format!(
+            "format {text:?} is not known: use raw or vhdx"
+        ))),
+    }
+}
+
+const DAY_MS: i64 = 24 * 3600 * 1000;
+
+pub(super) fn status_reply(s: AgentStatus, now: UnixMillis) -> proto::StatusReply {
+    proto::StatusReply {
+        pair: s.pair,
+        site: s.site.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at_ms: s.started_at.0,
+        link: Some(proto::LinkStatus {
+            peer: s.link.peer,
+            connected: s.link.connected,
+            since_ms: s.link.since.0,
+            last_error: s.link.last_error,
+            attempts: s.link.attempts,
+        }),
+        certificate: Some(proto::CertificateStatus {
+            identity: s.certificate.identity,
+            not_after_ms: s.certificate.not_after.0,
+            days_left: s
+                .certificate
+                .not_after
+                .0
+                .saturating_sub(now.0)
+                .div_euclid(DAY_MS),
+        }),
+        groups: s.groups.into_iter().map(group).collect(),
+        health: health(s.health).into(),
+    }
+}
+
+fn health(health: Health) -> proto::Health {
+    match health {
+        Health::Ok => proto::Health::Ok,
+        Health::Warning => proto::Health::Warning,
+        Health::Critical => proto::Health::Critical,
+    }
+}
+
+fn role(role: RoleName) -> proto::Role {
+    match role {
+        RoleName::Unpaired => proto::Role::Unspecified,
+        RoleName::Source => proto::Role::Source,
+        RoleName::Quiescing => proto::Role::Quiescing,
+        RoleName::HandedOver => proto::Role::HandedOver,
+        RoleName::Fenced => proto::Role::Fenced,
+        RoleName::Seeding => proto::Role::Seeding,
+        RoleName::Replica => proto::Role::Replica,
+        RoleName::Resyncing => proto::Role::Resyncing,
+    }
+}
+
+fn group(g: GroupStatus) -> proto::GroupStatus {
+    proto::GroupStatus {
+        name: g.name.to_string(),
+        id: g.id.to_string(),
+        role: role(g.role).into(),
+        generation: g.generation.to_string(),
+        cycle: g.cycle.0,
+        open: g.open,
+        activity: g.activity,
+        health: health(g.health).into(),
+        messages: g.messages,
+        allowed_operations: g
+            .allowed_operations
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
+        disks: g.disks.into_iter().map(disk).collect(),
+        source: g.source.map(source),
+        replica: g.replica.map(replica),
+        job: g.job.map(job),
+        exports: g.exports.into_iter().map(export).collect(),
+        interval_ms: g.interval_ms,
+        keep_points: g.keep_points,
+    }
+}
+
+pub(super) fn disk(d: DiskStatus) -> proto::DiskStatus {
+    proto::DiskStatus {
+        name: d.name.to_string(),
+        path: d.path,
+        size_bytes: d.size_bytes,
+        format: format_name(d.format).to_owned(),
+        nbd_uri: d.nbd_uri.unwrap_or_default(),
+        clients: d.clients,
+    }
+}
+
+fn source(s: SourceStatus) -> proto::SourceStatus {
+    proto::SourceStatus {
+        seed_total_bytes: s.seed_total_bytes,
+        seed_left_bytes: s.seed_left_bytes,
+        open_dirty_bytes: s.open_dirty_bytes,
+        sealed_bytes: s.sealed_bytes,
+        sent_bytes: s.sent_bytes,
+        lag_ms: s.lag_ms,
+        preserved_bytes: s.preserved_bytes,
+        hot_zones: s.hot_zones,
+        guest_written_bytes: s.guest_written_bytes,
+    }
+}
+
+fn replica(r: ReplicaStatus) -> proto::ReplicaStatus {
+    proto::ReplicaStatus {
+        points: r.points,
+        oldest_cycle: r.oldest.0,
+        newest_cycle: r.newest.0,
+        newest_cut_at_ms: r.newest_cut_at.0,
+        journal_bytes: r.journal_bytes,
+        receiving_bytes: r.receiving_bytes,
+    }
+}
+
+pub(super) fn export(e: ExportStatus) -> proto::ExportStatus {
+    proto::ExportStatus {
+        cycle: e.cycle.0,
+        disk: e.disk.to_string(),
+        nbd_uri: e.nbd_uri,
+    }
+}
+
+pub(super) fn point((p, in_use): (RecoveryPoint, bool)) -> proto::Point {
+    proto::Point {
+        cycle: p.cycle.0,
+        cut_at_ms: p.cut_at.0,
+        consistency: match p.consistency {
+            Consistency::Crash => "crash",
+            Consistency::Application => "application",
+        }
+        .to_owned(),
+        label: p.label.unwrap_or_default(),
+        journal_bytes: p.journal_bytes,
+        in_use,
+    }
+}
+
+pub(super) fn job(j: JobStatus) -> proto::JobProgress {
+    proto::JobProgress {
+        job_id: j.id.to_string(),
+        kind: j.kind.to_owned(),
+        step: j.step,
+        done_bytes: j.done_bytes,
+        total_bytes: j.total_bytes,
+        state: match j.state {
+            JobState::Running => proto::JobState::Running,
+            JobState::Done => proto::JobState::Done,
+            JobState::Failed => proto::JobState::Failed,
+        }
+        .into(),
+        message: j.message,
+        started_at_ms: j.started_at.0,
+        ended_at_ms: j.ended_at.map_or(0, |t| t.0),
+    }
+}
