@@ -208,4 +208,4 @@ pub fn replace(storage: &dyn Storage, path: &Path, content: &[u8]) -> io::Result
 }
 
 #[cfg(test)]
-mod contract;
+mod tests;

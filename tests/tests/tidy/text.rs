@@ -11,7 +11,8 @@ const LONG_FILES: [(&str, usize, &str); 0] = [];
 #[test]
 fn files_are_short() {
     let mut complaints = Vec::new();
-    for source in sources(&[".rs"]) {
+    // A test file may list case after case; what is read on the night of a failover is not there.
+    for source in sources(&[".rs"]).iter().filter(|source| !source.is_test()) {
         let lines = source.code_lines().count();
         let exception = LONG_FILES.iter().find(|(path, ..)| *path == source.path);
         let allowed = exception.map_or(LINES_MAX, |(_, allowed, _)| *allowed);
@@ -42,11 +43,13 @@ const BANNED_WORDS: [(&[&str], &str); 7] = [
 ];
 
 /// Lines that must have such a word: names that are not ours.
-const FOREIGN_NAMES: [&str; 4] = [
+const FOREIGN_NAMES: [&str; 6] = [
     "master boot record",
     "qemu-utils",
     "package manager",
     "tokio-util",
+    "tokio_util",
+    "hyper_util",
 ];
 
 #[test]
@@ -101,13 +104,16 @@ const BANNED_CODE: [&[&str]; 6] = [
     &["#![al", "low("],
 ];
 
+/// Generated code lies in a module of this file, and is silenced there.
+const GENERATED: &str = "proto/src/lib.rs";
+
 #[test]
 fn nothing_is_unfinished_or_silenced() {
     let mut complaints = Vec::new();
     for source in sources(&[".rs"]) {
         for (line, text) in source.text.lines().enumerate() {
             for banned in BANNED_CODE.iter().map(|parts| parts.concat()) {
-                if text.contains(&banned) {
+                if text.contains(&banned) && source.path != GENERATED {
                     complaints.push(format!("{}:{}: {banned}", source.path, line + 1));
                 }
             }

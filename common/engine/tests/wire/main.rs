@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod handshake;
-mod rate;
 mod services;
 mod support;
 mod transfer;
