@@ -7,12 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use serde_json::Value;
 use sitepair_model::ids::Site;
 
 use crate::wait;
 
+/// Exit code of a command that was tried and failed.
+pub const EXIT_FAILED: i32 = 1;
+/// Exit code of arguments that make no sense.
+pub const EXIT_USAGE: i32 = 2;
 /// Exit code of a refusal: the command is understood and cannot be done now.
 pub const EXIT_REFUSED: i32 = 3;
 /// Exit code when the agent does not answer.
@@ -51,6 +55,26 @@ impl Output {
             )),
         }
     }
+
+    /// Fails unless the command ended with `code` and its JSON error says so too; returns its words.
+    ///
+    /// # Errors
+    /// When it ended otherwise, or said why in another form.
+    pub fn failed(self, code: i32) -> Result<String> {
+        ensure!(
+            self.code == Some(code),
+            "exit code {:?} instead of {code}: {}{}",
+            self.code,
+            self.stdout,
+            self.stderr
+        );
+        let said: Value = serde_json::from_str(&self.stderr)
+            .with_context(|| format!("read the JSON of a failure: {:?}", self.stderr))?;
+        ensure!(said["code"] == code, "the JSON names another code: {said}");
+        let error = said["error"].as_str().unwrap_or("");
+        ensure!(!error.is_empty(), "a failure without words: {said}");
+        Ok(error.to_owned())
+    }
 }
 
 impl Ctl {
@@ -63,15 +87,38 @@ impl Ctl {
         }
     }
 
+    /// The command as a person would type it, up to the subcommand.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        format!(
+            "{} --config {}",
+            self.program.display(),
+            self.config.display()
+        )
+    }
+
     /// Runs the command against one site, whatever it comes to.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, site: Site, args: &[&str]) -> Result<Output> {
+        self.run_as(&["--site", site.as_str()], args)
+    }
+
+    /// Runs the command and lets it find the site that it is for, whatever it comes to.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run_anywhere(&self, args: &[&str]) -> Result<Output> {
+        self.run_as(&[], args)
+    }
+
+    fn run_as(&self, site: &[&str], args: &[&str]) -> Result<Output> {
         let output = Command::new(&self.program)
             .arg("--config")
             .arg(&self.config)
-            .args(["--site", site.as_str(), "-o", "json"])
+            .args(site)
+            .args(["-o", "json"])
             .args(args)
             .output()
             .with_context(|| format!("run {}", self.program.display()))?;
@@ -89,6 +136,16 @@ impl Ctl {
     pub fn json(&self, site: Site, args: &[&str]) -> Result<Value> {
         let asked = || format!("sitepair --site {site} {}", args.join(" "));
         let output = self.run(site, args)?.done().with_context(asked)?;
+        serde_json::from_str(&output.stdout).with_context(asked)
+    }
+
+    /// Runs the command for whichever site it is for; it must succeed. Reads its JSON.
+    ///
+    /// # Errors
+    /// When it fails or prints something else.
+    pub fn json_anywhere(&self, args: &[&str]) -> Result<Value> {
+        let asked = || format!("sitepair {}", args.join(" "));
+        let output = self.run_anywhere(args)?.done().with_context(asked)?;
         serde_json::from_str(&output.stdout).with_context(asked)
     }
 
@@ -113,7 +170,17 @@ impl Ctl {
     /// # Errors
     /// When the agent does not answer.
     pub fn status(&self, site: Site) -> Result<Status> {
-        self.json(site, &["status"]).map(Status)
+        let output = self.run(site, &["status"])?;
+        let Ok(reply) = serde_json::from_str::<Value>(&output.stdout) else {
+            bail!("status of {site}: {}{}", output.stdout, output.stderr);
+        };
+        let one = reply["sites"][0].clone();
+        ensure!(
+            one["site"] == site.as_str(),
+            "status of another site: {reply}"
+        );
+        ensure!(one["reachable"] == true, "{site} is not reachable: {one}");
+        Ok(Status(one))
     }
 
     /// The status of one group at one site.
@@ -128,18 +195,52 @@ impl Ctl {
     ///
     /// # Errors
     /// When it is refused.
-    pub fn cut(&self, site: Site, group: &str) -> Result<u64> {
-        number(&self.json(site, &["cut", group])?, "cycle")
+    pub fn cut(&self, group: &str) -> Result<u64> {
+        number(&self.json_anywhere(&["cut", group])?, "cycle")
     }
 
-    /// Cycles of the recovery points that `site` keeps, oldest first.
+    /// Moves the group to the other site without loss, and waits until it is served there.
     ///
     /// # Errors
-    /// When the agent does not answer.
-    pub fn points(&self, site: Site, group: &str) -> Result<Vec<u64>> {
-        let reply = self.json(site, &["points", group])?;
-        let points = reply.get("points").unwrap_or(&reply);
-        let points = points.as_array().context("points is not a list")?;
+    /// When it is refused or fails.
+    pub fn failover(&self, group: &str, flags: &[&str]) -> Result<Value> {
+        let mut args = vec!["failover", "--planned", group];
+        args.extend(flags);
+        self.json_anywhere(&args)
+    }
+
+    /// Serves a recovery point, and gives the NBD URIs in the order of `disks`.
+    ///
+    /// # Errors
+    /// When it is refused, or a disk is missing in the answer.
+    pub fn export(&self, group: &str, cycle: u64, disks: &[&str]) -> Result<Vec<String>> {
+        let reply = self.json_anywhere(&["export", group, &cycle.to_string()])?;
+        let exports = reply["exports"].as_array().map_or(&[][..], Vec::as_slice);
+        let uri = |disk: &&str| {
+            let found = exports.iter().find(|export| export["disk"] == *disk);
+            let uri = found.and_then(|export| export["nbd_uri"].as_str());
+            uri.map(str::to_owned)
+                .with_context(|| format!("no export of disk {disk} in {reply}"))
+        };
+        disks.iter().map(uri).collect()
+    }
+
+    /// Stops serving a recovery point.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn unexport(&self, group: &str, cycle: u64) -> Result<()> {
+        self.json_anywhere(&["unexport", group, &cycle.to_string()])
+            .map(drop)
+    }
+
+    /// Cycles of the recovery points that are kept, oldest first.
+    ///
+    /// # Errors
+    /// When the replica's agent does not answer.
+    pub fn points(&self, group: &str) -> Result<Vec<u64>> {
+        let reply = self.json_anywhere(&["points", group])?;
+        let points = reply["points"].as_array().context("points is not a list")?;
         points.iter().map(|point| number(point, "cycle")).collect()
     }
 
@@ -210,6 +311,16 @@ impl Ctl {
     ) -> Result<GroupStatus> {
         self.wait_group(site, group, &format!("role {role}"), limit, |now| {
             now.role() == role
+        })
+    }
+
+    /// Waits until no guest is attached at `site`: a good-bye is not answered, so it is seen a moment later.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait_detached(&self, site: Site, group: &str, limit: Duration) -> Result<GroupStatus> {
+        self.wait_group(site, group, "no guest attached", limit, |now| {
+            now.clients() == 0
         })
     }
 
@@ -310,6 +421,34 @@ impl GroupStatus {
             .into_iter()
             .map(PathBuf::from)
             .collect()
+    }
+
+    /// NBD URI of one disk.
+    ///
+    /// # Errors
+    /// When there is no such disk, or it is not served.
+    pub fn nbd_uri(&self, disk: &str) -> Result<String> {
+        let disks = self.0["disks"].as_array().map_or(&[][..], Vec::as_slice);
+        let found = disks.iter().find(|known| known["name"] == disk);
+        let uri = found.and_then(|known| known["nbd_uri"].as_str());
+        uri.map(str::to_owned)
+            .with_context(|| format!("disk {disk} is not served: {}", self.0))
+    }
+
+    /// NBD connections to all disks.
+    #[must_use]
+    pub fn clients(&self) -> u64 {
+        let disks = self.0["disks"].as_array().map_or(&[][..], Vec::as_slice);
+        disks
+            .iter()
+            .filter_map(|disk| disk["clients"].as_u64())
+            .sum()
+    }
+
+    /// What an operator should know, in one text.
+    #[must_use]
+    pub fn messages(&self) -> String {
+        self.0["messages"].to_string()
     }
 
     fn disk_texts(&self, key: &str) -> Vec<String> {

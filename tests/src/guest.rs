@@ -45,6 +45,7 @@ pub struct Resting {
     /// Why it rests, unless it was stopped.
     pub broke: Option<anyhow::Error>,
     reconnect_for: Duration,
+    pause: Duration,
 }
 
 impl Resting {
@@ -58,7 +59,15 @@ impl Resting {
             unanswered: None,
             broke: None,
             reconnect_for,
+            pause: Duration::ZERO,
         }
+    }
+
+    /// The same guest, which thinks this long before each write, so that it leaves the processor to others.
+    #[must_use]
+    pub fn pausing(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
     }
 
     /// Writes on at these exports, one URI for each disk.
@@ -133,6 +142,9 @@ impl Resting {
                 .map(|client| u64::from(client.reconnects()))
                 .sum();
             shared.reconnects.store(reconnects, Ordering::Relaxed);
+            if !self.pause.is_zero() {
+                thread::sleep(self.pause);
+            }
         }
         for client in clients {
             if let Err(error) = client.disconnect() {
@@ -144,6 +156,12 @@ impl Resting {
 }
 
 impl Guest {
+    /// Whether the guest has broken off, so that it only waits to be stopped.
+    #[must_use]
+    pub fn has_broken_off(&self) -> bool {
+        self.thread.is_finished()
+    }
+
     /// Number of the last acknowledged write now.
     #[must_use]
     pub fn acknowledged(&self) -> u64 {
@@ -232,7 +250,7 @@ mod tests {
             server.process.kill9().unwrap();
         }
         wait::until("the guest broke off", PROGRESS_LIMIT, || {
-            Ok(guest.thread.is_finished().then_some(()))
+            Ok(guest.has_broken_off().then_some(()))
         })
         .unwrap();
         let resting = guest.stop_anyway().unwrap();

@@ -32,6 +32,8 @@ const START_ATTEMPTS: u32 = 3;
 /// How a pair is made.
 #[derive(Debug, Clone)]
 pub struct PairOptions {
+    /// The pair's name.
+    pub name: String,
     /// The secondary agent plays the first site.
     pub swapped: bool,
     /// Time between cuts, as the configuration has it.
@@ -45,6 +47,7 @@ pub struct PairOptions {
 impl Default for PairOptions {
     fn default() -> Self {
         Self {
+            name: "harness".into(),
             swapped: false,
             interval: "1s".into(),
             keep_points: 24,
@@ -79,6 +82,8 @@ pub struct Pair {
 #[derive(Debug)]
 struct Agent {
     folder: PathBuf,
+    /// Where it listens.
+    address: SocketAddr,
     process: Option<Process>,
     /// What the *other* agent connects to.
     proxy: Proxy,
@@ -114,11 +119,17 @@ impl Pair {
             .tempdir()
             .context("make a folder for the pair")?;
         let (first, second) = (ReservedPort::reserve()?, ReservedPort::reserve()?);
-        init(bins, folder.path(), first.address(), second.address())?;
+        init(
+            bins,
+            &options.name,
+            folder.path(),
+            [first.address(), second.address()],
+        )?;
         let agent = |site: Site, address: SocketAddr| -> Result<Agent> {
             let folder = folder.path().join(site.as_str());
             Ok(Agent {
                 folder,
+                address,
                 process: None,
                 proxy: Proxy::start(address)?,
             })
@@ -182,6 +193,12 @@ impl Pair {
         &self.agent(site).folder
     }
 
+    /// Where a site's agent listens.
+    #[must_use]
+    pub fn address(&self, site: Site) -> SocketAddr {
+        self.agent(site).address
+    }
+
     /// The running agent's process id.
     ///
     /// # Errors
@@ -197,6 +214,16 @@ impl Pair {
     #[must_use]
     pub fn link_to(&self, site: Site) -> &Proxy {
         &self.agent(site).proxy
+    }
+
+    /// Bytes that crossed the link so far, both ways.
+    #[must_use]
+    pub fn link_bytes(&self) -> u64 {
+        let links = [&self.primary.proxy, &self.secondary.proxy];
+        links
+            .iter()
+            .map(|link| link.bytes_to_target() + link.bytes_from_target())
+            .sum()
     }
 
     /// Ends all connections between the agents, and refuses new ones.
@@ -350,11 +377,12 @@ impl Drop for Pair {
 }
 
 /// Runs `sitepair init`, as an administrator would.
-fn init(bins: &Bins, folder: &Path, primary: SocketAddr, secondary: SocketAddr) -> Result<()> {
+fn init(bins: &Bins, name: &str, folder: &Path, addresses: [SocketAddr; 2]) -> Result<()> {
+    let [primary, secondary] = addresses;
     let output = Command::new(&bins.sitepair)
         .arg("init")
         .arg(folder)
-        .args(["--pair", "harness"])
+        .args(["--pair", name])
         .args(["--primary", &primary.to_string()])
         .args(["--secondary", &secondary.to_string()])
         .output()

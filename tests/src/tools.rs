@@ -64,16 +64,25 @@ pub fn check(path: &Path, format: &str) -> Result<()> {
 pub fn hash_export(uri: &str) -> Result<blake3::Hash> {
     let mut client = Client::connect(Options::from_uri(uri)?)?;
     let size = client.export().size_bytes;
+    let hash = hash_range(&mut client, 0, size)?;
+    client.disconnect()?;
+    Ok(hash)
+}
+
+/// BLAKE3 of `length` bytes of a disk from `offset`.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn hash_range(client: &mut Client, offset: u64, length: u64) -> Result<blake3::Hash> {
     let mut hasher = blake3::Hasher::new();
-    let mut offset = 0;
-    while offset < size {
-        let n = u32::try_from(size - offset)
+    let (mut at, end) = (offset, offset + length);
+    while at < end {
+        let n = u32::try_from(end - at)
             .unwrap_or(u32::MAX)
             .min(HASH_READ_BYTES);
-        hasher.update(&client.read(offset, n)?);
-        offset += u64::from(n);
+        hasher.update(&client.read(at, n)?);
+        at += u64::from(n);
     }
-    client.disconnect()?;
     Ok(hasher.finalize())
 }
 
