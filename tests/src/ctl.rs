@@ -351,6 +351,22 @@ impl Status {
         self.0["link"]["last_error"].as_str().unwrap_or("")
     }
 
+    /// How often it was tried to bring the link up since it went down.
+    #[must_use]
+    pub fn link_attempts(&self) -> u64 {
+        self.0["link"]["attempts"].as_u64().unwrap_or(0)
+    }
+
+    /// Names of all groups.
+    #[must_use]
+    pub fn groups(&self) -> Vec<&str> {
+        let groups = self.0["groups"].as_array().map_or(&[][..], Vec::as_slice);
+        groups
+            .iter()
+            .filter_map(|group| group["name"].as_str())
+            .collect()
+    }
+
     /// One group.
     ///
     /// # Errors

@@ -238,6 +238,18 @@ impl Pair {
         self.secondary.proxy.black_hole();
     }
 
+    /// Lets at most this many bytes a second pass in each direction of each connection.
+    pub fn limit_link_rate(&self, bytes_per_second: Option<u64>) {
+        self.primary.proxy.limit_rate(bytes_per_second);
+        self.secondary.proxy.limit_rate(bytes_per_second);
+    }
+
+    /// Delays what the agents send each other by `delay` in each direction.
+    pub fn delay_link(&self, delay: Duration) {
+        self.primary.proxy.delay(delay);
+        self.secondary.proxy.delay(delay);
+    }
+
     /// Lets everything pass again.
     pub fn heal_link(&self) {
         self.primary.proxy.heal();
@@ -267,6 +279,15 @@ impl Pair {
     /// # Errors
     /// When it still runs or cannot be started.
     pub fn start_agent(&mut self, site: Site) -> Result<()> {
+        self.start_agent_through(site, &[])
+    }
+
+    /// As [`start_agent`](Self::start_agent), through a command that takes the agent's own as further
+    /// arguments and becomes it.
+    ///
+    /// # Errors
+    /// When it still runs or cannot be started.
+    pub fn start_agent_through(&mut self, site: Site, wrapper: &[&str]) -> Result<()> {
         let program = match site {
             Site::Primary => &self.bins.primary_agent,
             Site::Secondary => &self.bins.secondary_agent,
@@ -276,13 +297,28 @@ impl Pair {
             Site::Secondary => &mut self.secondary,
         };
         ensure!(agent.process.is_none(), "the {site} agent runs already");
-        let mut command = Command::new(program);
+        let mut command = match wrapper {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
         command.arg("--config").arg(agent.folder.join("agent.toml"));
-        agent.process = Some(Process::start(
-            &mut command,
-            &agent.folder.join("agent.log"),
-        )?);
+        let log = agent.folder.join("agent.log");
+        agent.process = Some(Process::start(&mut command, &log)?);
         Ok(())
+    }
+
+    /// Waits until an agent that cannot work ends by itself. Gives its status and last words.
+    ///
+    /// # Errors
+    /// When it goes on.
+    pub fn wait_ended(&mut self, site: Site, limit: Duration) -> Result<(ExitStatus, String)> {
+        let mut process = self.take_process(site)?;
+        let status = wait::until("the agent ends", limit, || process.ended())?;
+        Ok((status, process.log_tail()))
     }
 
     /// Kills an agent, starts it again and waits until both talk.

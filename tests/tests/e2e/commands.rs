@@ -1,0 +1,186 @@
+//! Commands at the wrong time, and commands twice.
+
+use anyhow::{Context as _, Result, ensure};
+use sitepair_tests::ctl::{EXIT_NOT_REACHABLE, EXIT_REFUSED, EXIT_USAGE};
+use sitepair_tests::site::{Pair, PairOptions};
+use sitepair_tests::wait;
+
+use crate::both_ways;
+use crate::scene::{DiskPlan, LIMIT, MIB, SYSTEM, Vm, on_stage};
+
+both_ways!(
+    commands_in_the_wrong_state_are_refused_with_advice,
+    commands_given_twice_do_their_work_once,
+    an_agent_that_is_not_there_has_its_own_exit_code,
+    a_point_in_use_stays_and_unprotect_cleans_up,
+);
+
+fn refused(pair: &Pair, args: &[&str]) -> Result<String> {
+    let said = pair.ctl().run_anywhere(args)?.failed(EXIT_REFUSED);
+    said.with_context(|| format!("sitepair {}", args.join(" ")))
+}
+
+fn commands_in_the_wrong_state_are_refused_with_advice(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let vm = Vm::create(
+            pair,
+            "vm",
+            &[DiskPlan {
+                content: 32 * MIB,
+                ..SYSTEM
+            }],
+        )?;
+        for command in ["cut", "pause", "resume", "reverse", "points", "unprotect"] {
+            let why = refused(pair, &[command, "nobody"])?;
+            ensure!(why.contains("nobody"), "{command}: {why}");
+        }
+        // In the middle of initial replication.
+        pair.limit_link_rate(Some(4 * MIB));
+        vm.protect(pair)?;
+        vm.uris(pair, pair.first())?;
+        refused(pair, &["failover", "--planned", "vm"])?;
+        ensure!(
+            pair.ctl().group(pair.second(), "vm")?.newest_cycle() == 0,
+            "too fast for this"
+        );
+        let path = vm.disks()[0].1.display().to_string();
+        refused(
+            pair,
+            &["protect", "vm", "--disk", &format!("system={path}")],
+        )?;
+        refused(pair, &["reverse", "vm"])?;
+        pair.limit_link_rate(None);
+        pair.ctl().wait_replicating(pair.second(), "vm", LIMIT)?;
+
+        refused(pair, &["export", "vm", "999999"])?;
+        // At the replica, what is for the source; at the source, what is for the replica.
+        for args in [
+            &["cut", "vm"][..],
+            &["pause", "vm"],
+            &["failover", "--planned", "vm"],
+        ] {
+            pair.ctl().run(pair.second(), args)?.failed(EXIT_REFUSED)?;
+        }
+        pair.ctl()
+            .run(pair.first(), &["points", "vm"])?
+            .failed(EXIT_REFUSED)?;
+        // Paused.
+        pair.ctl().json_anywhere(&["pause", "vm"])?;
+        let why = refused(pair, &["cut", "vm"])?;
+        ensure!(why.contains("resume"), "no advice: {why}");
+        let why = refused(pair, &["failover", "--planned", "vm"])?;
+        ensure!(why.contains("resume"), "no advice: {why}");
+        pair.ctl().json_anywhere(&["resume", "vm"])?;
+        wait::until("cuts are made again", LIMIT, || {
+            Ok(pair.ctl().cut("vm").ok())
+        })
+        .map(drop)
+    });
+}
+
+fn commands_given_twice_do_their_work_once(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        let guest = vm.protect_and_boot(pair)?;
+        vm.wait_replicating(pair, pair.second())?;
+        for (command, changes) in [("pause", [true, false]), ("resume", [true, false])] {
+            for expected in changes {
+                let reply = pair.ctl().json_anywhere(&[command, "vm"])?;
+                ensure!(reply["changed"] == expected, "{command}: {reply}");
+            }
+        }
+        vm.wait_replicating(pair, pair.second())?;
+        let cycle = pair.ctl().cut("vm")?;
+        let first = pair.ctl().export("vm", cycle, &["system"])?;
+        ensure!(
+            pair.ctl().export("vm", cycle, &["system"])? == first,
+            "another export"
+        );
+        pair.ctl().unexport("vm", cycle)?;
+        let reply = pair
+            .ctl()
+            .json_anywhere(&["unexport", "vm", &cycle.to_string()])?;
+        ensure!(reply["changed"] == false, "{reply}");
+        vm.shut_down(pair, pair.first(), guest).map(drop)
+    });
+}
+
+fn an_agent_that_is_not_there_has_its_own_exit_code(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        pair.sigterm(second)?;
+        pair.ctl()
+            .run(second, &["cut", "vm"])?
+            .failed(EXIT_NOT_REACHABLE)?;
+        let output = pair.ctl().run(second, &["status"])?;
+        ensure!(output.code == Some(EXIT_NOT_REACHABLE), "{output:?}");
+        // The one that is there still tells what it knows.
+        pair.ctl().status(first)?;
+        pair.ctl()
+            .run_anywhere(&["failover", "vm"])?
+            .failed(EXIT_USAGE)
+            .map(drop)
+            .or_else(|_| {
+                // Arguments that the parser refuses are told by the parser, not as JSON.
+                let output = pair.ctl().run_anywhere(&["failover", "vm"])?;
+                ensure!(output.code == Some(EXIT_USAGE), "{output:?}");
+                Ok(())
+            })
+    });
+}
+
+fn a_point_in_use_stays_and_unprotect_cleans_up(swapped: bool) {
+    let options = PairOptions {
+        keep_points: 2,
+        ..PairOptions::swapped(swapped)
+    };
+    on_stage(options, |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        let guest = vm.protect_and_boot(pair)?;
+        vm.wait_replicating(pair, second)?;
+        let floor = guest.acknowledged();
+        let cycle = pair.ctl().cut("vm")?;
+        let uris = pair.ctl().export("vm", cycle, &["system"])?;
+        for _ in 0..4 {
+            guest.wait_writes(20)?;
+            pair.ctl().cut("vm")?;
+        }
+        ensure!(
+            pair.ctl().points("vm")?.contains(&cycle),
+            "a point in use was merged away"
+        );
+        refused(pair, &["unprotect", "vm"])?;
+        let resting = vm.shut_down(pair, first, guest)?;
+        let verdict = resting.verify_exports(floor, &uris)?;
+        ensure!(
+            verdict.last < resting.writer.last_acknowledged(),
+            "the point has moved"
+        );
+        pair.ctl().unexport("vm", cycle)?;
+        wait::until("the point is merged away", LIMIT, || {
+            pair.ctl().cut("vm")?;
+            Ok((!pair.ctl().points("vm")?.contains(&cycle)).then_some(()))
+        })?;
+
+        let paths = pair.ctl().group(second, "vm")?.paths();
+        pair.ctl()
+            .json_anywhere(&["unprotect", "vm", "--delete-replica"])?;
+        for site in [first, second] {
+            wait::until("the group is gone", LIMIT, || {
+                Ok(pair.ctl().group(site, "vm").is_err().then_some(()))
+            })?;
+        }
+        for path in paths {
+            wait::until("the replica's file is gone", LIMIT, || {
+                Ok((!path.exists()).then_some(()))
+            })?;
+        }
+        // The image is an ordinary file again, and can be protected again.
+        let path = &vm.disks()[0].1;
+        sitepair_tests::tools::check(path, "vhdx")?;
+        vm.protect(pair)?;
+        vm.check_all(&resting, &vm.uris(pair, first)?)?;
+        pair.ctl().wait_replicating(second, "vm", LIMIT).map(drop)
+    });
+}
