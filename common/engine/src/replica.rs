@@ -311,6 +311,23 @@ impl ReplicaGroup {
             .collect()
     }
 
+    /// Ends receiving, waits for a merge under way, and leaves the images as after a clean shutdown, so
+    /// that other programs find them in order. Later transfers are refused. Blocks.
+    ///
+    /// # Errors
+    /// Those of the images; the files are as after a crash then.
+    pub fn close(&self) -> Result<(), ReplicaError> {
+        let inner = &*self.inner;
+        let _one = lock(&inner.folding);
+        let _still = lock(&inner.committing);
+        {
+            let mut state = inner.state();
+            state.closed = Some("its agent stops");
+            state.end_transfer();
+        }
+        inner.close_images()
+    }
+
     /// Ends the replica for good: forgets the group, removes its journal, and with `DeleteImages` the image
     /// files that we created. Blocks.
     ///
@@ -355,6 +372,16 @@ impl Disk {
         })
     }
 
+    fn close(&self) -> Result<(), ReplicaError> {
+        let image = self
+            .image
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let closed = image.map_or(Ok(()), |image| image.close());
+        closed.map_err(|e| ReplicaError::disk(format!("close {}", self.row.path.display()), e))
+    }
+
     /// Flushes the image; a failure makes the next transfer or merge open it anew.
     fn flush(&self) -> Result<(), ReplicaError> {
         self.image()?.flush().map_err(|e| {
@@ -382,6 +409,10 @@ impl Inner {
             .iter()
             .find(|d| d.row.disk == disk)
             .ok_or(ReplicaError::UnknownDisk { disk })
+    }
+
+    fn close_images(&self) -> Result<(), ReplicaError> {
+        self.disks.iter().try_for_each(Disk::close)
     }
 
     fn log_path(&self, file_name: &str) -> PathBuf {

@@ -243,6 +243,13 @@ impl ReplicaSide {
         opened.map_err(|e| chain(&e))
     }
 
+    /// A clean stop: merges end, images are closed.
+    pub(super) async fn close(self) -> Result<(), String> {
+        let replica = self.stop().await;
+        let closed = tokio::task::spawn_blocking(move || replica.close()).await;
+        closed.map_err(|e| e.to_string())?.map_err(|e| chain(&e))
+    }
+
     /// Ends the merge task.
     pub(super) async fn stop(self) -> ReplicaGroup {
         self.stop.cancel();

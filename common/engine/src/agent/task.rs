@@ -744,7 +744,9 @@ impl GroupTask {
                 }
             }
             Side::Replica(replica) => {
-                drop(replica.stop().await);
+                if let Err(why) = replica.close().await {
+                    tracing::warn!(group = %self.core.name, "close: {why}");
+                }
             }
             Side::Shut(_) => {}
         }

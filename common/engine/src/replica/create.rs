@@ -116,6 +116,10 @@ impl ReplicaGroup {
 fn create_images(site: &ReplicaSite, group: &GroupRow) -> Result<Vec<Disk>, ReplicaError> {
     let journal_dir = journal::dir(&site.state_dir, group.group);
     make_dir(site, &journal_dir)?;
+    // Before anything is emptied: one file that is of no use must not cost the content of another.
+    for row in group.disks.iter().filter(|row| !row.owned) {
+        images::check(&site.storage, row)?;
+    }
     let mut disks = Vec::with_capacity(group.disks.len());
     for row in &group.disks {
         let image = if row.owned {
@@ -174,7 +178,9 @@ pub(super) fn remove(inner: &Inner, images: RemoveImages) -> Result<(), ReplicaE
     };
     Discard::new(site, group, images).announce(site, inner.group)?;
     site.catalog.remove_group(inner.group)?;
-    finish_discard(site, inner.group)
+    finish_discard(site, inner.group)?;
+    // Those that stay are for other programs now.
+    inner.close_images()
 }
 
 /// Removes what creations and removals left behind that a crash or an error cut short. Call it at start, before any

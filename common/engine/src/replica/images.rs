@@ -51,13 +51,26 @@ pub(super) fn open(
     storage: &Arc<dyn Storage>,
     row: &DiskRow,
 ) -> Result<Arc<dyn Image>, ReplicaError> {
+    open_as(storage, row, false)
+}
+
+/// Checks that a file could be a disk's image, without changing it.
+pub(super) fn check(storage: &Arc<dyn Storage>, row: &DiskRow) -> Result<(), ReplicaError> {
+    open_as(storage, row, true).map(drop)
+}
+
+fn open_as(
+    storage: &Arc<dyn Storage>,
+    row: &DiskRow,
+    read_only: bool,
+) -> Result<Arc<dyn Image>, ReplicaError> {
     let opened = match row.format {
         // The format is on record, and a guest may write what looks like another one.
         ImageFormat::Raw => {
-            RawImage::open_whatever_it_holds(&**storage, &row.path, false).map(shared)
+            RawImage::open_whatever_it_holds(&**storage, &row.path, read_only).map(shared)
         }
         ImageFormat::VhdxDynamic | ImageFormat::VhdxFixed => {
-            VhdxImage::open(Arc::clone(storage), &row.path, false).map(shared)
+            VhdxImage::open(Arc::clone(storage), &row.path, read_only).map(shared)
         }
     };
     let image =

@@ -246,6 +246,42 @@ async fn existing_files_are_left_alone_unless_allowed() {
     assert!(content(&*view).iter().all(|b| *b == 0));
 }
 
+/// Files were once emptied one after the other, before the next one was looked at.
+#[tokio::test]
+async fn no_existing_file_is_emptied_when_another_is_of_no_use() {
+    let world = World::new();
+    let folder = "/replicas/web".as_ref();
+    world.storage.create_dir_all(folder).unwrap();
+    for (disk, length) in [(0, SIZES[0]), (1, 4096)] {
+        let path = world.image_path(disk);
+        let file = world.storage.open(&path, OpenMode::CreateNew).unwrap();
+        file.set_length(length).unwrap();
+        file.write_at(&[0x55; 4096], 0).unwrap();
+    }
+    let refused = world
+        .create_with(Existing::WriteOver)
+        .err()
+        .expect("refused");
+    assert!(
+        matches!(refused, ReplicaError::WrongSize { .. }),
+        "{refused}"
+    );
+    let first = world.storage.content(&world.image_path(0)).unwrap();
+    assert_eq!(first[..4096], [0x55; 4096]);
+}
+
+#[tokio::test]
+async fn a_closed_replica_takes_nothing_and_opens_again() {
+    let world = World::new();
+    let mut source = Source::new(1);
+    let group = with_points(&world, &mut source).await;
+    group.close().unwrap();
+    assert!(group.begin(cycle_begin(2, 3)).await.is_err());
+    assert!(group.merge().unwrap().is_none());
+    drop(group);
+    assert_points(&world.open().unwrap(), &source);
+}
+
 #[test]
 fn a_peers_path_is_absolute_and_straight() {
     let site = World::new().site();
