@@ -58,9 +58,19 @@ impl From<tonic::Status> for Failure {
                 Self::Refused(status.message().to_owned())
             }
             Code::InvalidArgument => Self::Usage(status.message().to_owned()),
-            Code::Unavailable | Code::DeadlineExceeded => Self::Unreachable(chain(&status)),
-            _ => Self::Failed(anyhow::anyhow!("{}", chain(&status))),
+            Code::Unavailable | Code::DeadlineExceeded => Self::Unreachable(told(&status)),
+            _ => Self::Failed(anyhow::anyhow!("{}", told(&status))),
         }
+    }
+}
+
+/// What the agent said, or why it could not be asked, without gRPC's own words around it.
+fn told(status: &tonic::Status) -> String {
+    let message = status.message().to_owned();
+    match std::error::Error::source(status).map(chain) {
+        None if message.is_empty() => chain(status),
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message,
     }
 }
 
