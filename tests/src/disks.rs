@@ -5,22 +5,26 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use sitepair_disk::Image;
 use sitepair_disk::open::{Format, OpenOptions, open_image};
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
+use sitepair_disk::{ErrorKind, Image};
 
-use crate::data;
+use crate::{data, wait};
 
 /// Unit of allocation of the VHDX files that are made here: small, so that small disks have holes.
 const VHDX_BLOCK_BYTES: u32 = 1 << 20;
 
 /// Bytes written at once when a disk is filled.
 const FILL_BYTES: usize = 1 << 20;
+
+/// Longest time for which an image that we have closed can stay locked.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A disk's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +92,15 @@ pub fn fill(path: &Path, offset: u64, length: u64, seed: u64) -> Result<blake3::
         format: Some(format),
         read_only: false,
     };
-    let image = open_image(&storage, path, options)?;
+    // A process that another thread starts holds our earlier lock until it becomes its program.
+    let image = wait::until(
+        "nobody has the image open",
+        LOCK_LIMIT,
+        || match open_image(&storage, path, options) {
+            Err(error) if error.kind() == ErrorKind::Locked => Ok(None),
+            opened => Ok(Some(opened?)),
+        },
+    )?;
     let mut hasher = blake3::Hasher::new();
     let mut buf = vec![0; FILL_BYTES];
     for at in (offset..offset + length).step_by(FILL_BYTES) {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use sitepair_model::ids::Site;
-use sitepair_tests::ctl::{EXIT_REFUSED, EXIT_USAGE, Output};
+use sitepair_tests::ctl::{EXIT_NOT_REACHABLE, EXIT_REFUSED, EXIT_USAGE, Output};
 use sitepair_tests::disks::{self, DiskFormat};
 use sitepair_tests::site::{Pair, PairOptions};
 use sitepair_tests::tools::{self, QemuNbd};
@@ -182,7 +182,9 @@ fn nobody_else_writes_to_a_protected_image(swapped: bool) {
             said.contains("lock"),
             "QEMU could open the image for writing: {said}"
         );
-        vm.wait_replicating(pair, pair.second()).map(drop)
+        pair.ctl()
+            .wait_replicating(pair.second(), "one", LIMIT)
+            .map(drop)
     });
 }
 
@@ -193,8 +195,8 @@ fn without_the_other_site_nothing_is_protected(swapped: bool) {
         pair.cut_link();
         crate::scene::wait_link_down(pair.ctl(), pair.first())?;
         let output = protect(pair, &path, &[])?;
-        let why = output.failed(EXIT_REFUSED)?;
-        ensure!(why.contains("reachable"), "{why}");
+        let why = output.failed(EXIT_NOT_REACHABLE)?;
+        ensure!(why.contains("other site"), "{why}");
         check_nothing_left(pair, &path)?;
         pair.heal_link();
         pair.wait_linked(LIMIT)?;

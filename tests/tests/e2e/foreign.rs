@@ -30,7 +30,7 @@ fn fio(folder: &Path, uri: &str, verify_only: bool) -> Result<()> {
             "--bsrange=512-64k",
         ])
         .args([
-            "--bs_unaligned",
+            "--blockalign=512",
             "--iodepth=16",
             "--verify=crc32c",
             "--verify_fatal=1",

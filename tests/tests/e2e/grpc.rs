@@ -14,7 +14,7 @@ use sitepair_tests::site::{Pair, PairOptions};
 
 use crate::both_ways;
 use crate::identity::{authority, pair_name, write_pair};
-use crate::scene::{SYSTEM, Vm, on_stage};
+use crate::scene::{LIMIT, SYSTEM, Vm, on_stage};
 
 both_ways!(
     another_client_finds_everything_by_reflection,
@@ -67,7 +67,7 @@ fn another_client_finds_everything_by_reflection(swapped: bool) {
     on_stage(PairOptions::swapped(swapped), |pair| {
         let vm = Vm::create(pair, "vm", &[SYSTEM])?;
         vm.protect(pair)?;
-        vm.wait_replicating(pair, pair.second())?;
+        pair.ctl().wait_replicating(pair.second(), "vm", LIMIT)?;
         let operator = pair.folder().join("operator");
         for (site, role) in [
             (pair.first(), "ROLE_SOURCE"),
