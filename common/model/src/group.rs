@@ -13,7 +13,7 @@
 //!                 planned failover          all acknowledged            peer took it
 //!   ┌──────────┐ ───────────────> Quiescing ───────────────> HandedOver ────────────┐
 //!   │  Source  │ <───────────────     │                          │                   v
-//!   │ closed / │  cancel, restart     │ peer moved on            │ peer moved on  ┌─────────┐
+//!   │ closed / │  cancel: open        │ peer moved on            │ peer moved on  ┌─────────┐
 //!   │   open   │ ─────────────────────┴──────> Fenced <──────────┘                │ Replica │
 //!   │          │ <──── forced open: Source closed, HandedOver, Fenced             └─────────┘
 //!   └──────────┘ <───────────────────────── grant ───────────────────────────────────┘   ^
@@ -25,7 +25,8 @@
 //!
 //! 1. Only a [`Role::Source`] is ever [`Access::Open`], and a restart closes it.
 //! 2. A source opens on the peer's answer to *this* life's outstanding request, on a grant bound to
-//!    this life, on a signed forced act, when it is born, or in the same-boot grace; never else.
+//!    this life, on a signed forced act, when it is born, in the same-boot grace, or again when a
+//!    planned failover of this life is cancelled before anything was handed over; never else.
 //! 3. Whoever tells the peer that it may serve has first made [`Role::HandedOver`] durable.
 //! 4. Every take-over has a generation that neither history holds.
 //! 5. [`RoleRecord::promoting`] is set only in [`Role::Source`] and [`Role::Fenced`].

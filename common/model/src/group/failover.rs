@@ -4,7 +4,7 @@
 
 use super::operator::refuse_writers;
 use super::step::close_role;
-use super::{Access, Effect, Hold, Refusal, Role, Transition, meeting};
+use super::{Access, Effect, Hold, Refusal, Role, Transition, Trouble, meeting};
 use crate::ids::{GenId, Generation, OpId};
 use crate::peer::{Committed, Grant, PeerSummary};
 
@@ -89,11 +89,18 @@ fn ready_source(t: &Transition) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Row 8.
+/// Row 8. Nothing was handed over, so the right to serve never left this life: a restart makes a
+/// quiescing site a closed source, and a meeting with a peer that moved on makes it a fenced one.
 pub(super) fn quiesce_cancelled(t: &mut Transition, op: OpId) -> Result<(), Refusal> {
     match t.next.record.role {
         Role::Quiescing { op: running, .. } if running == op => {
-            close_role(t, Role::Source);
+            t.next.record.role = Role::Source;
+            let conflict = t.next.session.trouble.is_some_and(Trouble::is_conflict);
+            if !conflict {
+                t.next.session.access = Access::Open;
+            }
+            // Ends the shipping of the last cycle; the peer's fresh answer starts replication anew.
+            t.next.session.peer = None;
             t.after.push(Effect::AskPeer);
             Ok(())
         }

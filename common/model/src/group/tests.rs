@@ -484,19 +484,47 @@ fn row_7_the_last_cycle_is_shipped_again_when_the_peer_is_back() {
 }
 
 #[test]
-fn row_8_a_cancelled_failover_is_a_closed_source_that_asks() {
-    let t = go(&quiescing(), &Event::QuiesceCancelled { op: op(1) });
+fn row_8_a_cancelled_failover_serves_again_at_once_and_asks() {
+    let cancel = Event::QuiesceCancelled { op: op(1) };
+    let t = go(&quiescing(), &cancel);
+    assert_eq!(t.before, [Effect::StopReplication]);
     assert_eq!(t.next.record.role, Role::Source);
-    assert!(!t.next.serves());
-    assert_eq!(t.after, [Effect::AskPeer]);
-    let met = answered(&t.next, 50, says(RoleName::Replica, &[G0], 5));
-    assert!(met.next.serves());
-    let late = Event::QuiesceCancelled { op: op(1) };
-    assert_eq!(refusal(&handed_over(), &late), Refusal::HandedOver);
+    assert!(t.next.serves());
+    assert_eq!(t.after, [Effect::AskPeer, Effect::OpenExports]);
+    let asked = go(&t.next, &Event::AskPeer { request: op(50) }).next;
+    let met = answered(&asked, 50, says(RoleName::Replica, &[G0], 5));
+    assert!(matches!(met.after[..], [Effect::StartReplication(_)]));
+    assert_eq!(refusal(&handed_over(), &cancel), Refusal::HandedOver);
     assert!(matches!(
-        refusal(&source(), &late),
+        refusal(&source(), &cancel),
         Refusal::NothingToCancel { .. }
     ));
+}
+
+#[test]
+fn row_8_a_failover_cancelled_without_a_link_serves_again_too() {
+    let lost = go(&quiescing(), &Event::PeerLost).next;
+    let t = go(&lost, &Event::QuiesceCancelled { op: op(1) });
+    assert!(t.next.serves());
+    assert_eq!(t.next.record.may_reopen, Some(t.next.session.boot));
+}
+
+#[test]
+fn row_8_a_failover_cancelled_in_a_conflict_stays_closed() {
+    let claims = says_hello(9, says(RoleName::Source, &[G0], 5));
+    let conflict = go(&quiescing(), &claims).next;
+    assert_eq!(conflict.session.trouble, Some(Trouble::TwoSources));
+    let t = go(&conflict, &Event::QuiesceCancelled { op: op(1) });
+    assert_eq!(t.next.record.role, Role::Source);
+    assert!(!t.next.serves());
+    assert!(t.next.wants_answer());
+}
+
+#[test]
+fn row_8_a_restart_in_a_planned_failover_leaves_a_closed_source() {
+    let t = restart(&quiescing());
+    assert_eq!(t.next.record.role, Role::Source);
+    assert!(!t.next.serves());
 }
 
 #[test]
