@@ -311,18 +311,18 @@ impl ReplicaGroup {
             .collect()
     }
 
-    /// Ends receiving, waits for a merge under way, and leaves the images as after a clean shutdown, so
-    /// that other programs find them in order. Later transfers are refused. Blocks.
+    /// Ends the replica until it is opened anew: voids the transfer under way, waits for a commit or a merge, and
+    /// leaves the images as after a clean shutdown. Views that are still open fail from then on. Blocks.
     ///
     /// # Errors
-    /// Those of the images; the files are as after a crash then.
+    /// The first image's that cannot be flushed or closed; the others are closed all the same.
     pub fn close(&self) -> Result<(), ReplicaError> {
         let inner = &*self.inner;
         let _one = lock(&inner.folding);
         let _still = lock(&inner.committing);
         {
             let mut state = inner.state();
-            state.closed = Some("its agent stops");
+            state.closed = Some("the agent stops");
             state.end_transfer();
         }
         inner.close_images()
@@ -378,8 +378,11 @@ impl Disk {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        let closed = image.map_or(Ok(()), |image| image.close());
-        closed.map_err(|e| ReplicaError::disk(format!("close {}", self.row.path.display()), e))
+        image.map_or(Ok(()), |image| {
+            image
+                .close()
+                .map_err(|e| ReplicaError::disk(format!("close {}", self.row.path.display()), e))
+        })
     }
 
     /// Flushes the image; a failure makes the next transfer or merge open it anew.
@@ -411,8 +414,13 @@ impl Inner {
             .ok_or(ReplicaError::UnknownDisk { disk })
     }
 
+    /// Closes all images, and tells of the first failure. Writes of initial replication see that their transfer
+    /// is void, or hold the image until they are done.
     fn close_images(&self) -> Result<(), ReplicaError> {
-        self.disks.iter().try_for_each(Disk::close)
+        self.disks.iter().fold(Ok(()), |first, disk| {
+            let closed = disk.close();
+            first.and(closed)
+        })
     }
 
     fn log_path(&self, file_name: &str) -> PathBuf {

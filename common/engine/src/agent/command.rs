@@ -45,6 +45,9 @@ pub struct Done {
     pub message: String,
 }
 
+/// How long the other site may take to end a group's protection.
+const WITHDRAW_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
+
 type Answer<T> = oneshot::Sender<Result<T, CommandError>>;
 
 /// A command for a group's task.
@@ -214,16 +217,19 @@ impl GroupTask {
         self.core
             .allows(&event)
             .map_err(|r| CommandError::Refused(r.to_string()))?;
+        if self.promoting {
+            return Err(CommandError::Refused(
+                "the journal is being folded into the images; end the protection once the group is \
+                 open"
+                    .to_owned(),
+            ));
+        }
         if is_source
-            && let Err(e) = self
-                .context
-                .peer
-                .withdraw(self.core.group, delete_replica)
-                .await
+            && let Err(why) = self.withdraw_at_peer(delete_replica).await
             && !force
         {
             return Err(CommandError::Unreachable(format!(
-                "the other site did not end it: {e}; repeat with --force to end it here alone"
+                "the other site did not end it: {why}; repeat with --force to end it here alone"
             )));
         }
         self.step_for_command(event).await?;
@@ -235,6 +241,15 @@ impl GroupTask {
             changed: true,
             message,
         })
+    }
+
+    async fn withdraw_at_peer(&self, delete_replica: bool) -> Result<(), String> {
+        let asked = self.context.peer.withdraw(self.core.group, delete_replica);
+        // Limited: were both sites to ask each other at once, each would wait for the other's task.
+        match tokio::time::timeout(WITHDRAW_WAIT, asked).await {
+            Ok(answer) => answer.map_err(|e| e.to_string()),
+            Err(_) => Err("it does not answer".to_owned()),
+        }
     }
 
     fn points(&self) -> Result<Vec<(RecoveryPoint, bool)>, CommandError> {

@@ -89,14 +89,13 @@ impl Groups {
         first: Vec<Effect>,
     ) -> Handle {
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
-        let (own, reports) = mpsc::unbounded_channel();
         let handle = Handle {
             group: core.group,
             inbox,
         };
         self.map(|m| m.insert(core.name.clone(), handle.clone()));
-        let task = GroupTask::new(Arc::clone(context), core, side, own);
-        context.tasks.spawn(task.run(first, messages, reports));
+        let task = GroupTask::new(Arc::clone(context), core, side);
+        context.tasks.spawn(task.run(first, messages));
         handle
     }
 

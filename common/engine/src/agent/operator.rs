@@ -357,6 +357,21 @@ impl Operator {
         spec: ProtectSpec,
     ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
         check(&spec)?;
+        let this = self.clone();
+        // A task of its own: an operator who goes away must not leave half a group behind.
+        let protecting = self
+            .context
+            .tasks
+            .spawn(async move { this.protect_checked(spec).await });
+        protecting
+            .await
+            .unwrap_or_else(|e| Err(CommandError::Failed(e.to_string())))
+    }
+
+    async fn protect_checked(
+        &self,
+        spec: ProtectSpec,
+    ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
         let name = spec.group.clone();
         let _reserved = self.context.groups.reserve(&name).ok_or_else(|| {
             CommandError::Refused(format!(
@@ -390,11 +405,18 @@ impl Operator {
         let born = GroupState::born_source(row.group, first, context.nonce, boot);
         let offer = offer_of(&row, born.next.record.generation(), use_existing, &paths);
         // The other site first: it may refuse, and then nothing has happened here.
-        context.peer.offer(offer).await.map_err(|e| match e {
-            PeerError::Refused { why } => CommandError::Refused(why),
-            PeerError::Link { why } => CommandError::Unreachable(why),
-            PeerError::Failed { why } => CommandError::Failed(format!("the other site: {why}")),
-        })?;
+        match context.peer.offer(offer).await {
+            Ok(()) => {}
+            Err(PeerError::Refused { why }) => return Err(CommandError::Refused(why)),
+            Err(PeerError::Link { why }) => {
+                // It may have acted, and only its answer was lost.
+                self.undo(&row).await;
+                return Err(CommandError::Unreachable(why));
+            }
+            Err(PeerError::Failed { why }) => {
+                return Err(CommandError::Failed(format!("the other site: {why}")));
+            }
+        }
         let opened = {
             let (context, row, born) = (Arc::clone(context), row.clone(), born.clone());
             tokio::task::spawn_blocking(move || {

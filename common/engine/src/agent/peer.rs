@@ -75,16 +75,15 @@ impl PeerEndpoint for PeerFace {
         if let Some(handle) = self.context.groups.with_id(offer.group) {
             return ask(&handle, |reply| Msg::Offered(offer.generation.id, reply)).await;
         }
-        let _reserved = self.context.groups.reserve(&offer.name).ok_or_else(|| {
-            PeerError::Refused {
-                why: format!(
-                    "the {} site has another group named {}; choose another name, or end that one's \
-                     protection there",
-                    self.context.site, offer.name
-                ),
-            }
-        })?;
-        self.create(offer).await
+        let context = Arc::clone(&self.context);
+        // A task of its own: an asker that gives up must not leave a group without a task behind.
+        let creating = self
+            .context
+            .tasks
+            .spawn(async move { begin_replica(&context, offer).await });
+        creating
+            .await
+            .unwrap_or_else(|e| Err(PeerError::Failed { why: e.to_string() }))
     }
 
     async fn withdraw(&self, group: GroupId, delete_replica: bool) -> Result<(), PeerError> {
@@ -111,25 +110,35 @@ impl PeerEndpoint for PeerFace {
     }
 }
 
-impl PeerFace {
-    async fn create(&self, offer: GroupOffer) -> Result<(), PeerError> {
-        let context = Arc::clone(&self.context);
-        let name = offer.name.clone();
-        let created = tokio::task::spawn_blocking(move || create(&context, &offer))
-            .await
-            .map_err(|e| PeerError::Failed { why: e.to_string() })?;
-        let (core, replica, first) = created.map_err(|e| {
-            if e.is_refusal() {
-                PeerError::Refused { why: e.sentence() }
-            } else {
-                PeerError::Failed { why: e.sentence() }
-            }
+async fn begin_replica(context: &Arc<Context>, offer: GroupOffer) -> Result<(), PeerError> {
+    let name = offer.name.clone();
+    let _reserved = context
+        .groups
+        .reserve(&name)
+        .ok_or_else(|| PeerError::Refused {
+            why: format!(
+                "the {} site has another group named {name}; choose another name, or end that one's \
+                 protection there",
+                context.site
+            ),
         })?;
-        let side = Side::Replica(ReplicaSide::start(replica));
-        self.context.groups.start(&self.context, core, side, first);
-        tracing::info!(group = %name, "a replica is kept here from now on");
-        Ok(())
-    }
+    let created = {
+        let context = Arc::clone(context);
+        tokio::task::spawn_blocking(move || create(&context, &offer))
+            .await
+            .map_err(|e| PeerError::Failed { why: e.to_string() })?
+    };
+    let (core, replica, first) = created.map_err(|e| {
+        if e.is_refusal() {
+            PeerError::Refused { why: e.sentence() }
+        } else {
+            PeerError::Failed { why: e.sentence() }
+        }
+    })?;
+    let side = Side::Replica(ReplicaSide::start(replica));
+    context.groups.start(context, core, side, first);
+    tracing::info!(group = %name, "a replica is kept here from now on");
+    Ok(())
 }
 
 type Created = (Arc<Core>, ReplicaGroup, Vec<sitepair_model::group::Effect>);

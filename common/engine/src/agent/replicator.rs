@@ -36,7 +36,7 @@ pub(super) enum Order {
 pub(super) struct Replicator {
     stop: CancellationToken,
     orders: mpsc::Sender<Order>,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Option<(GenId, Committed)>>,
 }
 
 /// Why a replicator ended.
@@ -59,6 +59,8 @@ pub(super) struct Work {
     pub(super) generation: GenId,
     /// Whether the replica has no point yet, so that even an empty cycle is worth sending.
     pub(super) first_point: bool,
+    /// The last cycle that was acknowledged to it; none when it starts.
+    pub(super) last: Option<Committed>,
     /// Tells its reports from those of another.
     pub(super) number: u64,
     pub(super) report: mpsc::UnboundedSender<Msg>,
@@ -74,10 +76,11 @@ impl Replicator {
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let token = stop.clone();
         let task = tokio::spawn(async move {
-            let (report, number) = (work.report.clone(), work.number);
-            let end = work.run(receiver, &token).await;
+            let (report, number, generation) = (work.report.clone(), work.number, work.generation);
+            let (end, last) = work.run(receiver, &token).await;
             // The task is gone only when the agent stops; then nobody needs to know.
             let _ = report.send(Msg::ReplicatorEnded(number, end));
+            last.map(|last| (generation, last))
         });
         Self { stop, orders, task }
     }
@@ -91,11 +94,12 @@ impl Replicator {
         })
     }
 
-    /// Ends it and waits for its end. Its last report may still be on its way.
-    pub(super) async fn stop(self) {
+    /// Ends it and waits for its end. Its last reports may still be on their way; gives the last cycle that was
+    /// acknowledged to it, and the generation.
+    pub(super) async fn stop(self) -> Option<(GenId, Committed)> {
         self.stop.cancel();
         // A panic in it was logged; the group's task goes on and asks the peer anew.
-        let _ = self.task.await;
+        self.task.await.ok().flatten()
     }
 
     /// Whether it has ended by itself.
@@ -105,11 +109,13 @@ impl Replicator {
 }
 
 impl Work {
-    async fn run(mut self, mut orders: mpsc::Receiver<Order>, stop: &CancellationToken) -> End {
-        match self.replicate(&mut orders, stop).await {
-            Ok(end) => end,
-            Err(e) => End::Failed(e),
-        }
+    async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<Order>,
+        stop: &CancellationToken,
+    ) -> (End, Option<Committed>) {
+        let ended = self.replicate(&mut orders, stop).await;
+        (ended.unwrap_or_else(End::Failed), self.last)
     }
 
     async fn replicate(
@@ -171,6 +177,7 @@ impl Work {
         match self.source.ship(&*self.peer, &sealed, stop).await {
             Ok(committed) => {
                 self.first_point = false;
+                self.last = Some(committed);
                 let acknowledged = Msg::Acknowledged {
                     generation: self.generation,
                     last: committed,

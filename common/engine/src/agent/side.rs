@@ -140,7 +140,7 @@ impl SourceSide {
         })
     }
 
-    /// Serves the disks to guests.
+    /// Serves the disks to guests. After an error some may be served: [`disconnect`](Self::disconnect) them.
     pub(super) fn serve(&mut self, context: &Context, row: &GroupRow) -> Result<(), String> {
         self.group.admit();
         for disk in &row.disks {
@@ -155,10 +155,8 @@ impl SourceSide {
             };
             match context.nbd.bind_unix(&path, export) {
                 Ok(server) => self.servers.push(server),
-                Err(e) => {
-                    self.servers.clear();
-                    return Err(chain(&e));
-                }
+                // Those that are bound are the caller's to end.
+                Err(e) => return Err(chain(&e)),
             }
         }
         Ok(())
@@ -179,11 +177,10 @@ impl SourceSide {
         self.servers.iter().map(ExportHandle::writers).sum()
     }
 
-    /// Stops sending, if it does.
-    pub(super) async fn stop_replicator(&mut self) {
-        if let Some((_, replicator)) = self.replicator.take() {
-            replicator.stop().await;
-        }
+    /// Stops sending, if it does; gives the last cycle that was acknowledged meanwhile.
+    pub(super) async fn stop_replicator(&mut self) -> Option<(GenId, Committed)> {
+        let (_, replicator) = self.replicator.take()?;
+        replicator.stop().await
     }
 
     /// A clean stop: guests let go, change maps saved, images closed.

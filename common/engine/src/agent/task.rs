@@ -6,6 +6,16 @@
 //!
 //! Does not do: decide. The only state here that the model does not know is what is open
 //! ([`Side`]), when to ask the peer again, and what operators are to be told.
+//!
+//! # Invariants
+//! 1. Everything that changes the group is done in this task, from a message to its end: whoever asked may have
+//!    gone meanwhile, and then only its answer is lost.
+//! 2. The task never waits for the peer without a limit, and never for a message to itself.
+//! 3. One Hello is under way at a time: a newer one would void the answer of the one before.
+//! 4. A site that learnt that it was left behind, and could not record it, opens nothing until it can.
+
+mod lifecycle;
+mod replication;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,13 +31,11 @@ use super::command::{Command, CommandError};
 use super::core::{Core, Installed};
 use super::export::PointExport;
 use super::job::Job;
-use super::replicator::{End, Order, Replicator, Work, chain};
-use super::side::{ReplicaSide, Side, SourceSide, forget_maps, open_side, wants_source};
+use super::replicator::{End, chain};
+use super::side::{Side, SourceSide, open_side};
 use super::status::GroupStatus;
 use super::{Context, LinkView};
 use crate::endpoint::{PeerEndpoint, PeerError, Transfer};
-use crate::nbd::Disconnect;
-use crate::source::Fresh;
 
 /// An answer that somebody waits for.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, PeerError>>;
@@ -109,11 +117,16 @@ pub(super) struct GroupTask {
     pub(super) context: Arc<Context>,
     pub(super) core: Arc<Core>,
     pub(super) side: Side,
-    /// Messages to itself, from work that it started.
+    /// Messages to itself, from work that it started: their way in, and out.
     own: mpsc::UnboundedSender<Msg>,
+    reports: mpsc::UnboundedReceiver<Msg>,
     /// Events that effects asked for.
     ahead: VecDeque<Event>,
+    /// What fenced this site and could not be made durable; tried again until it is (invariant 4).
+    unrecorded: Option<Event>,
     ask_at: Option<Instant>,
+    /// A Hello is under way (invariant 3).
+    asking: bool,
     patience: Duration,
     reopen_at: Option<Instant>,
     replicators: u64,
@@ -136,19 +149,18 @@ const TICK: Duration = Duration::from_secs(1);
 
 impl GroupTask {
     /// A task that has not begun; run it with [`run`](Self::run).
-    pub(super) fn new(
-        context: Arc<Context>,
-        core: Arc<Core>,
-        side: Side,
-        own: mpsc::UnboundedSender<Msg>,
-    ) -> Self {
+    pub(super) fn new(context: Arc<Context>, core: Arc<Core>, side: Side) -> Self {
+        let (own, reports) = mpsc::unbounded_channel();
         Self {
             context,
             core,
             side,
             own,
+            reports,
             ahead: VecDeque::new(),
+            unrecorded: None,
             ask_at: None,
+            asking: false,
             patience: PATIENCE_MIN,
             reopen_at: None,
             replicators: 0,
@@ -162,25 +174,22 @@ impl GroupTask {
 
     /// Runs until the agent stops or the group is forgotten. `first` are the effects of the transition that
     /// made the group's state.
-    pub(super) async fn run(
-        mut self,
-        first: Vec<Effect>,
-        mut inbox: mpsc::Receiver<Msg>,
-        mut reports: mpsc::UnboundedReceiver<Msg>,
-    ) {
+    pub(super) async fn run(mut self, first: Vec<Effect>, mut inbox: mpsc::Receiver<Msg>) {
         let mut answers = Answers::default();
         for effect in first {
             self.act(effect, &mut answers).await;
         }
+        self.follow_up().await;
         self.look_up().await;
         let mut link = self.context.link.clone();
         while !self.ended {
-            let wake = Instant::now() + TICK;
-            let wake = self.ask_at.map_or(wake, |ask| ask.min(wake));
+            let tick = Instant::now() + TICK;
+            let ask = self.ask_at.filter(|_| !self.asking);
+            let wake = ask.map_or(tick, |ask| ask.min(tick));
             tokio::select! {
                 // Own reports first: an acknowledgement must not wait behind questions.
                 biased;
-                Some(msg) = reports.recv() => self.take(msg).await,
+                Some(msg) = self.reports.recv() => self.take(msg).await,
                 Some(msg) = inbox.recv() => self.take(msg).await,
                 Ok(()) = link.changed() => {
                     let up = link.borrow_and_update().is_up();
@@ -277,6 +286,7 @@ impl GroupTask {
                 .core
                 .decide(&event)
                 .map_err(|r| NotDone::Refused(r.to_string()))?;
+            let fenced = matches!(decided.next.record.role, Role::Fenced { .. });
             for effect in decided.before {
                 self.act(effect, answers).await;
             }
@@ -303,6 +313,7 @@ impl GroupTask {
                     let why = chain(&e);
                     tracing::error!(group = %self.core.name, "a change of role was not recorded: {why}");
                     self.problem = Some(why.clone());
+                    self.unrecorded = fenced.then_some(event);
                     return Err(NotDone::Failed(why));
                 }
             }
@@ -333,16 +344,13 @@ impl GroupTask {
     async fn act(&mut self, effect: Effect, answers: &mut Answers) {
         match effect {
             Effect::CloseExports { disconnect } => self.close_exports(disconnect).await,
-            Effect::OpenExports => self.open_exports(),
+            Effect::OpenExports => self.open_exports().await,
             Effect::StartReplication(_) => self.start_replication().await,
-            Effect::StopReplication => {
-                if let Side::Source(side) = &mut self.side {
-                    side.stop_replicator().await;
-                }
-            }
+            Effect::StopReplication => self.stop_replicator().await,
             Effect::DrainAndShip { op } => self.drain(op),
             Effect::AskPeer => self.ask_soon(),
             Effect::SendHello(hello) => {
+                self.asking = true;
                 self.call(move |peer| async move { Msg::HelloAnswered(peer.hello(hello).await) });
             }
             Effect::AnswerHello(answer) => answers.hello = Some(answer),
@@ -386,6 +394,9 @@ impl GroupTask {
 
     /// What is due by time, and what could not be done before.
     async fn look_up(&mut self) {
+        if let Some(event) = self.unrecorded.take() {
+            self.step_logged(event).await;
+        }
         if matches!(self.side, Side::Shut(_))
             && self.reopen_at.is_none_or(|at| at <= Instant::now())
         {
@@ -393,11 +404,17 @@ impl GroupTask {
             self.follow_up().await;
         }
         let state = self.core.state();
-        if state.serves()
+        if let Role::Quiescing { op, .. } = state.record.role
+            && state.replicates_to().is_none()
+        {
+            self.cancel(op, "the other site can no longer take the last changes");
+            self.follow_up().await;
+        }
+        if self.core.state().serves()
             && let Side::Source(side) = &self.side
             && side.servers.is_empty()
         {
-            self.open_exports();
+            self.open_exports().await;
         }
         if let Some(through) = state.record.promoting
             && !self.promoting
@@ -405,17 +422,25 @@ impl GroupTask {
         {
             self.promote(through);
         }
-        if state.wants_answer() && self.ask_at.is_none() {
+        self.ask_if_due().await;
+        self.update_job();
+    }
+
+    async fn ask_if_due(&mut self) {
+        if self.asking {
+            return;
+        }
+        if self.core.state().wants_answer() && self.ask_at.is_none() {
             self.ask_at = Some(Instant::now() + self.patience);
         }
-        if self.ask_at.is_some_and(|at| at <= Instant::now()) {
-            self.ask_at = None;
-            if self.context.link.borrow().is_up() {
-                let request = OpId::from_bytes(self.context.env.random_id());
-                self.step_logged(Event::AskPeer { request }).await;
-            }
+        if self.ask_at.is_none_or(|at| at > Instant::now()) {
+            return;
         }
-        self.update_job();
+        self.ask_at = None;
+        if self.context.link.borrow().is_up() {
+            let request = OpId::from_bytes(self.context.env.random_id());
+            self.step_logged(Event::AskPeer { request }).await;
+        }
     }
 
     async fn reopen(&mut self) {
@@ -453,24 +478,31 @@ impl GroupTask {
     /// The peer could not help; asks again, less and less often.
     fn ask_later(&mut self, why: &str) {
         self.problem = Some(why.to_owned());
-        self.ask_at = Some(Instant::now() + self.patience);
+        self.wait_longer();
+    }
+
+    fn wait_longer(&mut self) {
+        let at = Instant::now() + self.patience;
+        // An earlier time stands: somebody had a reason for it.
+        self.ask_at = Some(self.ask_at.map_or(at, |earlier| earlier.min(at)));
         self.patience = (self.patience * 2).min(PATIENCE_MAX);
     }
 
     async fn hello_answered(&mut self, result: Result<HelloAnswer, PeerError>) {
+        self.asking = false;
         match result {
             Ok(answer) => match self.step(Event::HelloAnswered(answer)).await {
+                // What only another answer can change is asked for less and less often.
+                Ok(_) if self.core.state().wants_answer() => self.wait_longer(),
                 Ok(_) => {}
-                // An answer to an older question; the newer one is under way.
+                // The question was withdrawn while it was under way; the next one is due soon.
                 Err(NotDone::Refused(why)) => {
                     tracing::debug!(group = %self.core.name, "answer to Hello: {why}");
+                    self.wait_longer();
                 }
                 Err(NotDone::Failed(why)) => self.ask_later(&why),
             },
-            Err(PeerError::Link { .. }) => {
-                self.ask_at = Some(Instant::now() + self.patience);
-                self.patience = (self.patience * 2).min(PATIENCE_MAX);
-            }
+            Err(PeerError::Link { .. }) => self.wait_longer(),
             Err(e) => self.ask_later(&e.to_string()),
         }
     }
@@ -513,287 +545,6 @@ impl GroupTask {
         });
     }
 
-    fn open_exports(&mut self) {
-        let row = self.core.row();
-        if let Side::Source(side) = &mut self.side
-            && side.servers.is_empty()
-        {
-            match side.serve(&self.context, &row) {
-                Ok(()) => tracing::info!(group = %self.core.name, "guests are served here"),
-                Err(why) => {
-                    tracing::error!(group = %self.core.name, "cannot serve: {why}");
-                    self.problem = Some(why);
-                }
-            }
-        }
-    }
-
-    async fn close_exports(&mut self, disconnect: bool) {
-        let how = if disconnect {
-            Disconnect::Now
-        } else {
-            Disconnect::Graceful
-        };
-        if let Side::Source(side) = &mut self.side {
-            side.disconnect(how).await;
-            // Refused even if the flush fails; the image then refuses everything until it is opened anew.
-            if let Err(e) = side.group.refuse_and_drain().await {
-                tracing::error!(group = %self.core.name, "drain: {}", chain(&e));
-                self.problem = Some(chain(&e));
-            }
-            tracing::info!(group = %self.core.name, "guests are no longer served here");
-        }
-    }
-
-    async fn start_replication(&mut self) {
-        let state = self.core.state();
-        let (Side::Source(side), Some(known)) = (&mut self.side, state.replicates_to()) else {
-            return;
-        };
-        side.stop_replicator().await;
-        let (cycle, digest) = (known.summary.cycle, known.summary.digest);
-        match side.group.resolve(cycle, digest).await {
-            Ok(resolution) => tracing::debug!(group = %self.core.name, ?resolution, "resolved"),
-            Err(e) => {
-                self.ask_later(&chain(&e));
-                self.ahead.push_back(Event::PeerLost);
-                return;
-            }
-        }
-        if let Some(digest) = digest
-            && cycle > state.record.cycle()
-        {
-            // The acknowledgement was lost, the cycle was not.
-            let last = Committed { cycle, digest };
-            let generation = state.record.generation().id;
-            self.ahead
-                .push_back(Event::CycleAcknowledged { generation, last });
-        }
-        self.replicators += 1;
-        let work = Work {
-            source: Arc::clone(&side.group),
-            peer: Arc::clone(&self.context.peer),
-            env: Arc::clone(&self.context.env),
-            interval: Duration::from_millis(self.core.row().interval_ms),
-            generation: state.record.generation().id,
-            first_point: cycle == Cycle::NONE,
-            number: self.replicators,
-            report: self.own.clone(),
-        };
-        side.replicator = Some((self.replicators, Replicator::start(work)));
-    }
-
-    fn drain(&mut self, op: OpId) {
-        if let Some(job) = &self.job {
-            job.step("sending the last changes");
-        }
-        let Side::Source(side) = &self.side else {
-            return;
-        };
-        let ordered = side
-            .replicator
-            .as_ref()
-            .is_some_and(|(_, replicator)| replicator.order(Order::Drain { op }).is_ok());
-        if !ordered {
-            self.cancel(op, "replication is not running");
-        }
-    }
-
-    /// Gives a planned failover up before anything was handed over.
-    fn cancel(&mut self, op: OpId, why: &str) {
-        tracing::warn!(group = %self.core.name, "planned failover given up: {why}");
-        if let Some(job) = &self.job {
-            job.fail(&format!(
-                "{why}; nothing was handed over, this site is still the source and goes on as before"
-            ));
-        }
-        self.ahead.push_back(Event::QuiesceCancelled { op });
-    }
-
-    async fn replicator_ended(&mut self, number: u64, end: End) {
-        if let Side::Source(side) = &mut self.side
-            && side.replicator.as_ref().is_some_and(|(n, _)| *n == number)
-        {
-            side.stop_replicator().await;
-        } else {
-            return;
-        }
-        match end {
-            End::Stopped => {}
-            End::Drained { op, last } => {
-                if let Some(job) = &self.job {
-                    job.step("handing over");
-                }
-                let granted = GenId::from_bytes(self.context.env.random_id());
-                if let Err(NotDone::Refused(why) | NotDone::Failed(why)) =
-                    self.step(Event::Shipped { op, last, granted }).await
-                {
-                    self.cancel(op, &why);
-                    self.step_logged(Event::PeerLost).await;
-                }
-            }
-            End::Failed(why) => {
-                tracing::warn!(group = %self.core.name, "replication stopped: {why}");
-                if let Role::Quiescing { op, .. } = self.core.state().record.role {
-                    self.cancel(op, &why);
-                }
-                // What the peer has is found out anew; its answer starts replication again.
-                self.step_logged(Event::PeerLost).await;
-                self.ask_later(&why);
-            }
-        }
-    }
-
-    fn promote(&mut self, through: Cycle) {
-        let Side::Replica(side) = &self.side else {
-            // A restart opens the replica first; `look_up` comes back to this.
-            return;
-        };
-        self.promoting = true;
-        self.exports.clear();
-        let replica = side.group.clone();
-        let (context, core) = (Arc::clone(&self.context), Arc::clone(&self.core));
-        let own = self.own.clone();
-        self.context.tasks.spawn_blocking(move || {
-            let row = core.row();
-            let promoted = replica
-                .promote(through)
-                .map_err(|e| chain(&e))
-                .and_then(|images| {
-                    let images = row
-                        .disks
-                        .iter()
-                        .filter_map(|d| images.iter().find(|(id, _)| *id == d.disk))
-                        .map(|(_, image)| Arc::clone(image))
-                        .collect();
-                    SourceSide::with_images(&context, &row, &core.state(), images, Fresh::InStep)
-                });
-            let _ = own.send(Msg::Promoted(promoted.map(Box::new)));
-        });
-    }
-
-    async fn promoted(&mut self, result: Result<Box<SourceSide>, String>) {
-        self.promoting = false;
-        match result {
-            Ok(source) => {
-                if let Side::Replica(replica) =
-                    std::mem::replace(&mut self.side, Side::Source(*source))
-                {
-                    drop(replica.stop().await);
-                }
-                self.step_logged(Event::Promoted).await;
-            }
-            Err(why) => {
-                tracing::error!(group = %self.core.name, "the journal cannot be folded in: {why}");
-                if let Side::Replica(replica) =
-                    std::mem::replace(&mut self.side, Side::Shut(why.clone()))
-                {
-                    drop(replica.stop().await);
-                }
-                self.reopen_at = Some(Instant::now() + REOPEN_AFTER);
-                self.problem = Some(why);
-            }
-        }
-    }
-
-    /// Binds the open disks to the generation of a forced take-over, before anything is served in it.
-    async fn follow_generation(&mut self, next: &GroupState) {
-        let generation = next.record.generation().id;
-        let Side::Source(side) = &mut self.side else {
-            return;
-        };
-        if side.generation == generation || !wants_source(next) {
-            return;
-        }
-        match side
-            .group
-            .adopt_generation(generation, next.record.base)
-            .await
-        {
-            Ok(()) => side.generation = generation,
-            // Opened anew, the disks are bound to it, and what was not known to be replicated is sent again.
-            Err(e) => self.problem = Some(chain(&e)),
-        }
-    }
-
-    async fn become_replica(&mut self) {
-        let side = std::mem::replace(&mut self.side, Side::Shut("handing over".to_owned()));
-        match side {
-            Side::Source(source) => {
-                // Saved or not: the change maps go, for the peer's data is what counts now.
-                if let Err(why) = source.close().await {
-                    tracing::warn!(group = %self.core.name, "close after hand-over: {why}");
-                }
-                if let Err(why) = forget_maps(&self.context, &self.core.row()) {
-                    tracing::warn!(group = %self.core.name, "{why}");
-                }
-            }
-            Side::Replica(replica) => drop(replica.stop().await),
-            Side::Shut(_) => {}
-        }
-        self.reopen().await;
-    }
-
-    /// Stops cleanly; what is durable stays as it is.
-    async fn stop(&mut self) {
-        self.exports.clear();
-        match std::mem::replace(&mut self.side, Side::Shut("the agent stops".to_owned())) {
-            Side::Source(source) => {
-                if let Err(why) = source.close().await {
-                    tracing::warn!(group = %self.core.name, "close: {why}");
-                }
-            }
-            Side::Replica(replica) => {
-                if let Err(why) = replica.close().await {
-                    tracing::warn!(group = %self.core.name, "close: {why}");
-                }
-            }
-            Side::Shut(_) => {}
-        }
-        self.ended = true;
-    }
-
-    /// Ends the group here for good.
-    pub(super) async fn forget(&mut self, delete_replica: bool) -> Result<(), String> {
-        self.exports.clear();
-        let row = self.core.row();
-        let was_source = wants_source(&self.core.state());
-        let side = std::mem::replace(&mut self.side, Side::Shut("not protected".to_owned()));
-        let (context, group) = (Arc::clone(&self.context), self.core.group);
-        let removed = match side {
-            Side::Replica(replica) => {
-                let replica = replica.stop().await;
-                let images = if delete_replica {
-                    crate::replica::RemoveImages::DeleteOwned
-                } else {
-                    crate::replica::RemoveImages::Keep
-                };
-                let kept = replica.clone();
-                let removed = tokio::task::spawn_blocking(move || replica.remove(images))
-                    .await
-                    .map_err(|e| e.to_string())?
-                    .map_err(|e| chain(&e));
-                if let Err(why) = removed {
-                    self.side = Side::Replica(ReplicaSide::start(kept));
-                    return Err(why);
-                }
-                Ok(())
-            }
-            Side::Source(source) => {
-                if let Err(why) = source.close().await {
-                    tracing::warn!(group = %self.core.name, "close: {why}");
-                }
-                remove_rows(&context, group, was_source.then_some(&row))
-            }
-            Side::Shut(_) => remove_rows(&context, group, was_source.then_some(&row)),
-        };
-        removed?;
-        self.context.groups.remove(&self.core.name);
-        self.ended = true;
-        tracing::info!(group = %self.core.name, "protection ended here");
-        Ok(())
-    }
-
     fn offer(&self) -> GroupOffer {
         super::offer_of(
             &self.core.row(),
@@ -808,13 +559,4 @@ impl GroupTask {
         tracing::debug!(group = %self.core.name, %role, generation = %next.record.generation(),
             cycle = %next.record.cycle(), "state");
     }
-}
-
-fn remove_rows(
-    context: &Context,
-    group: sitepair_model::ids::GroupId,
-    maps_of: Option<&crate::catalog::GroupRow>,
-) -> Result<(), String> {
-    context.catalog.remove_group(group).map_err(|e| chain(&e))?;
-    maps_of.map_or(Ok(()), |row| forget_maps(context, row))
 }
