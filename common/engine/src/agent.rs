@@ -27,9 +27,10 @@ mod task;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sitepair_disk::Image;
 use sitepair_disk::open::Format;
 use sitepair_disk::storage::Storage;
-use sitepair_model::ids::{Generation, Nonce, Site, UnixMillis};
+use sitepair_model::ids::{Cycle, DiskName, Generation, GroupName, Nonce, Site, UnixMillis};
 use sitepair_model::peer::{DiskOffer, GroupOffer, ImageFormat};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -132,6 +133,22 @@ impl Context {
             tasks: TaskTracker::new(),
             env: parts.env,
         })
+    }
+
+    /// A disk as its guest has it, for a guest in this process: every check that the NBD server's requests meet is
+    /// met by these. `None` while this site does not serve the group.
+    pub async fn guest_image(&self, group: &GroupName, disk: &DiskName) -> Option<Arc<dyn Image>> {
+        self.groups.image(group, disk, None).await
+    }
+
+    /// A disk at a recovery point that this site keeps, read-only. The point stays while the image is held.
+    pub async fn point_image(
+        &self,
+        group: &GroupName,
+        disk: &DiskName,
+        cycle: Cycle,
+    ) -> Option<Arc<dyn Image>> {
+        self.groups.image(group, disk, Some(cycle)).await
     }
 
     fn replica_site(&self) -> ReplicaSite {

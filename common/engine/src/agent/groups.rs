@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sitepair_disk::Image;
 use sitepair_model::group::Effect;
-use sitepair_model::ids::{GroupId, GroupName};
-use tokio::sync::mpsc;
+use sitepair_model::ids::{Cycle, DiskName, GroupId, GroupName};
+use tokio::sync::{mpsc, oneshot};
 
 use super::Context;
 use super::core::Core;
@@ -97,6 +98,21 @@ impl Groups {
         let task = GroupTask::new(Arc::clone(context), core, side);
         context.tasks.spawn(task.run(first, messages));
         handle
+    }
+
+    /// An image of a group: a guest's, or that of a recovery point.
+    pub(super) async fn image(
+        &self,
+        group: &GroupName,
+        disk: &DiskName,
+        point: Option<Cycle>,
+    ) -> Option<Arc<dyn Image>> {
+        let handle = self.named(group)?;
+        let (reply, answer) = oneshot::channel();
+        let disk = disk.clone();
+        let asked = Msg::Image { disk, point, reply };
+        handle.inbox.send(asked).await.ok()?;
+        answer.await.ok()?
     }
 
     fn map<T>(&self, act: impl FnOnce(&mut BTreeMap<GroupName, Handle>) -> T) -> T {

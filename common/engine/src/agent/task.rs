@@ -21,8 +21,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sitepair_disk::Image;
 use sitepair_model::group::{Effect, Event, GroupState, Role};
-use sitepair_model::ids::{Cycle, GenId, OpId};
+use sitepair_model::ids::{Cycle, DiskName, GenId, OpId};
 use sitepair_model::peer::{Committed, Grant, GroupOffer, Hello, HelloAnswer, TransferBegin};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -57,6 +58,12 @@ pub(super) enum Msg {
     Begin(TransferBegin, Reply<Box<dyn Transfer>>),
     /// An operator's command.
     Command(Command),
+    /// An image, for whoever shares the process: see [`Context::guest_image`](super::Context::guest_image).
+    Image {
+        disk: DiskName,
+        point: Option<Cycle>,
+        reply: oneshot::Sender<Option<Arc<dyn Image>>>,
+    },
     /// How is it?
     Status(oneshot::Sender<GroupStatus>),
     /// The peer answered our Hello, or did not.
@@ -235,6 +242,9 @@ impl GroupTask {
             }
             Msg::Begin(begin, reply) => self.begin(begin, reply).await,
             Msg::Command(command) => self.command(command).await,
+            Msg::Image { disk, point, reply } => {
+                let _ = reply.send(self.image(&disk, point).await);
+            }
             Msg::Status(reply) => {
                 let _ = reply.send(self.status());
             }
@@ -543,6 +553,20 @@ impl GroupTask {
         self.context.tasks.spawn(async move {
             let _ = reply.send(replica.begin(begin).await);
         });
+    }
+
+    async fn image(&self, disk: &DiskName, point: Option<Cycle>) -> Option<Arc<dyn Image>> {
+        let row = self.core.row();
+        let disk = row.disks.iter().find(|d| d.name == *disk)?.disk;
+        match (&self.side, point) {
+            (Side::Source(side), None) if !side.servers.is_empty() => side.group.tracked(disk),
+            (Side::Replica(side), Some(cycle)) => {
+                let replica = side.group.clone();
+                let view = tokio::task::spawn_blocking(move || replica.view(disk, cycle)).await;
+                view.ok()?.ok()
+            }
+            _ => None,
+        }
     }
 
     fn offer(&self) -> GroupOffer {
