@@ -52,6 +52,8 @@ pub(crate) struct Pair {
     pub(crate) guest: Guest,
     /// Where the guest's VM runs.
     attached: Option<usize>,
+    /// Where it ran last.
+    home: usize,
     pub(crate) grace: Duration,
     pub(crate) keep_points: u32,
     dir: tempfile::TempDir,
@@ -93,6 +95,7 @@ impl Pair {
             link: Link::new(seed),
             guest: Guest::new(&SIZES),
             attached: None,
+            home: 0,
             grace: Duration::from_secs(60),
             keep_points: 1000,
             dir: tempfile::tempdir().unwrap(),
@@ -206,9 +209,11 @@ impl Pair {
         here.dead_for_ms = (death == Death::Process).then_some(1_000);
         if self.attached == Some(site) {
             self.attached = None;
-            if let Death::Host(_) = death {
-                self.guest.lost = Lost::Unflushed;
-            }
+        }
+        if self.home == site
+            && let Death::Host(_) = death
+        {
+            self.guest.lost = Lost::Unflushed;
         }
     }
 
@@ -257,8 +262,11 @@ impl Pair {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        let now = [self.status(0).await, self.status(1).await];
-        panic!("not reached: {what}\n{now:#?}");
+        for site in 0..2 {
+            let status = self.status(site).await;
+            tracing::error!(site, "{status:#?}");
+        }
+        panic!("not reached: {what}");
     }
 
     async fn disks_served_by(&self, site: usize) -> Option<Vec<Arc<dyn Image>>> {
@@ -302,7 +310,7 @@ impl Pair {
                 assert!(!self.runs(site), "site {site}: {why}");
                 return None;
             }
-            self.attached = Some(site);
+            (self.attached, self.home) = (Some(site), site);
         }
         Some(images)
     }

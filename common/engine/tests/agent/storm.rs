@@ -2,7 +2,8 @@
 //! agent between any two changes of its files or its catalogue. Afterwards the pair must be whole again, by itself
 //! and by what operators may do, without anything lost.
 //!
-//! A failure prints its seed; `SITEPAIR_SEED=n` runs that schedule alone.
+//! A failure prints its seed; `SITEPAIR_SEED=n` runs that schedule alone, `SITEPAIR_SEEDS=n` runs n rather than the
+//! usual few, and `SITEPAIR_LOG=filter` shows what the agents log.
 
 use std::time::Duration;
 
@@ -218,10 +219,11 @@ impl Drop for SeedOnPanic {
 }
 
 fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let given = std::env::var("SITEPAIR_SEED").ok();
-    match given.and_then(|seed| seed.parse::<u64>().ok()) {
-        Some(seed) => seed..seed + 1,
-        None => usual,
+    let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    match (number("SITEPAIR_SEED"), number("SITEPAIR_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, Some(count)) => usual.start..usual.start + count,
+        (None, None) => usual,
     }
 }
 
@@ -230,6 +232,15 @@ fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
     reason = "how much a run has covered belongs beside its result"
 )]
 fn run(usual: std::ops::Range<u64>) {
+    if let Ok(filter) = std::env::var("SITEPAIR_LOG") {
+        // The other test of this process may have been first.
+        drop(
+            tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_ansi(false)
+                .try_init(),
+        );
+    }
     for seed in seeds(usual) {
         let shout = SeedOnPanic(seed);
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -262,5 +273,5 @@ fn whatever_happens_the_pair_becomes_whole_and_nothing_is_lost_0() {
 
 #[test]
 fn whatever_happens_the_pair_becomes_whole_and_nothing_is_lost_1() {
-    run(100..112);
+    run(100_000..100_012);
 }
