@@ -6,10 +6,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod breaks;
 mod env;
 mod failover;
 mod guest;
 mod link;
 mod mortal;
 mod pair;
+mod rules;
 mod storm;

@@ -105,20 +105,21 @@ impl Pair {
     /// Both sites run, and the group is protected at `source`.
     pub(crate) async fn protected(seed: u64, source: usize) -> Self {
         let mut pair = Self::new(seed);
-        pair.begin(source, &SIZES).await;
+        pair.make_disks(source);
+        pair.start(0).await;
+        pair.start(1).await;
+        pair.protect(source).await.unwrap();
         pair
     }
 
-    pub(crate) async fn begin(&mut self, source: usize, sizes: &[u64]) {
+    /// Makes the disks that are to be protected.
+    pub(crate) fn make_disks(&self, source: usize) {
         let storage = self.sites[source].storage.clone();
-        for (disk, size) in sizes.iter().enumerate() {
+        for (disk, size) in SIZES.iter().enumerate() {
             let image = RawImage::create(&storage, &disk_path(disk), *size).unwrap();
             image.flush().unwrap();
         }
         storage.sync_dir(Path::new("/disks")).unwrap();
-        self.start(0).await;
-        self.start(1).await;
-        self.protect(source).await.unwrap();
     }
 
     pub(crate) async fn protect(&self, source: usize) -> Result<(), CommandError> {
@@ -387,7 +388,7 @@ impl Pair {
                     return false;
                 };
                 here.open
-                    && here.activity == "replicating"
+                    && here.allowed_operations.contains(&"planned failover")
                     && there.replica.is_some_and(|r| r.points > 0)
             },
         )

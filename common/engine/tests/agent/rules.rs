@@ -1,0 +1,281 @@
+//! Who may open after a restart, what operators may do when, and what becomes of a planned failover that fails.
+
+use std::time::Duration;
+
+use sitepair_disk::storage::fake::{Fault, FaultOn};
+use sitepair_engine::agent::CommandError;
+use sitepair_engine::agent::status::JobState;
+use sitepair_model::peer::RoleName;
+
+use crate::link::{Call, Strike, Trap, When};
+use crate::pair::{Death, Pair, disk_path, group};
+
+async fn with_writes(seed: u64) -> Pair {
+    let mut pair = Pair::protected(seed, 0).await;
+    for n in 0..20 {
+        assert!(pair.write(n * 977).await);
+    }
+    pair.settled(0).await;
+    pair
+}
+
+/// Lets time pass, and gives who serves the guest then.
+async fn served_after(pair: &Pair, time: Duration) -> Option<usize> {
+    tokio::time::sleep(time).await;
+    pair.server().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_agent_reopens_alone_in_the_same_boot_within_the_grace() {
+    let mut pair = with_writes(1).await;
+    pair.link.set_up(false);
+    pair.crash(0, Death::Process);
+    pair.start(0).await;
+    assert_eq!(served_after(&pair, Duration::from_secs(5)).await, Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_may_not_reopen_alone_waits_for_the_other_site() {
+    for why in ["the host restarted", "dead for too long", "no grace"] {
+        let mut pair = with_writes(2).await;
+        pair.link.set_up(false);
+        match why {
+            "the host restarted" => pair.crash(0, Death::Host(1)),
+            "dead for too long" => {
+                pair.crash(0, Death::Process);
+                pair.set_dead_for(0, Some(61_000));
+            }
+            _ => {
+                pair.grace = Duration::ZERO;
+                pair.crash(0, Death::Process);
+            }
+        }
+        pair.start(0).await;
+        let served = served_after(&pair, Duration::from_secs(30)).await;
+        assert_eq!(served, None, "{why}");
+        pair.link.set_up(true);
+        pair.settled(0).await;
+        assert!(pair.write(5).await, "{why}");
+    }
+}
+
+/// A link that died during a planned failover used to leave the guest without a site until it came back.
+#[tokio::test(start_paused = true)]
+async fn a_failover_whose_link_dies_gives_the_guest_back_at_once() {
+    for call in [Call::Begin, Call::Frame, Call::Commit] {
+        let mut pair = with_writes(3).await;
+        for n in 0..9 {
+            assert!(pair.write(n * 313).await);
+        }
+        pair.link.set_trap(Trap {
+            call,
+            skip: 0,
+            when: When::Before,
+            strike: Strike::Cut,
+        });
+        let operator = pair.operator(0);
+        let op = operator
+            .planned_failover(&group(), None, true, true)
+            .await
+            .unwrap();
+        assert_eq!(served_after(&pair, Duration::from_secs(2)).await, Some(0));
+        assert_eq!(
+            operator.job(op).unwrap().borrow().state,
+            JobState::Failed,
+            "{call:?}"
+        );
+        assert!(pair.write(77).await, "{call:?}");
+        pair.link.set_up(true);
+        pair.settled(0).await;
+        pair.checked_cut(0).await;
+        pair.fail_over(0).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failover_handed_over_waits_for_the_other_site_and_nobody_else_opens() {
+    let mut pair = with_writes(4).await;
+    pair.link.set_trap(Trap {
+        call: Call::Grant,
+        skip: 0,
+        when: When::Before,
+        strike: Strike::Cut,
+    });
+    let operator = pair.operator(0);
+    operator
+        .planned_failover(&group(), None, true, true)
+        .await
+        .unwrap();
+    assert_eq!(served_after(&pair, Duration::from_secs(20)).await, None);
+    assert_eq!(pair.role(0).await, Some(RoleName::HandedOver));
+    for death in [Death::Process, Death::Host(0)] {
+        pair.crash(0, death);
+        pair.start(0).await;
+        assert_eq!(served_after(&pair, Duration::from_secs(20)).await, None);
+    }
+    pair.link.set_up(true);
+    pair.settled(1).await;
+    assert!(pair.write(3).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_act_needs_its_signature_and_an_unreachable_peer() {
+    let mut pair = with_writes(5).await;
+    let sign = async |pair: &Pair, site: usize, name: &'static str, stopped: bool| {
+        let who = ("ann".to_owned(), "flood".to_owned());
+        let operator = pair.operator(site);
+        operator
+            .force_open(&group(), who.0, who.1, name, stopped)
+            .await
+            .map(|done| done.changed)
+    };
+    assert!(sign(&pair, 0, "web", true).await.is_err(), "open already");
+    assert!(sign(&pair, 1, "web", true).await.is_err(), "a replica");
+    pair.crash(1, Death::Process);
+    pair.crash(0, Death::Host(1));
+    pair.start(0).await;
+    assert_eq!(served_after(&pair, Duration::from_secs(9)).await, None);
+    assert!(sign(&pair, 0, "wbe", true).await.is_err());
+    assert!(sign(&pair, 0, "web", false).await.is_err());
+    assert!(sign(&pair, 0, "web", true).await.unwrap());
+    assert_eq!(served_after(&pair, Duration::from_secs(1)).await, Some(0));
+    assert!(pair.write(5).await);
+    let status = pair.status(0).await.unwrap();
+    assert!(status.messages.iter().any(|m| m.contains("flood")));
+    // The other site comes back: it is behind, serves nobody, and is sent nothing.
+    pair.start(1).await;
+    assert_eq!(served_after(&pair, Duration::from_secs(20)).await, Some(0));
+    assert_eq!(pair.role(1).await, Some(RoleName::Replica));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_group_tracks_and_resumes_where_it_was() {
+    let mut pair = with_writes(6).await;
+    let operator = pair.operator(0);
+    assert!(operator.pause(&group()).await.unwrap().changed);
+    assert!(!operator.pause(&group()).await.unwrap().changed);
+    let before = pair.operator(1).points(&group()).await.unwrap().len();
+    for n in 0..9 {
+        assert!(pair.write(n * 313).await);
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(
+        pair.operator(1).points(&group()).await.unwrap().len(),
+        before
+    );
+    assert!(matches!(
+        operator.cut(&group(), None).await,
+        Err(CommandError::Refused(_))
+    ));
+    let refused = operator.planned_failover(&group(), None, true, true).await;
+    assert!(matches!(refused, Err(CommandError::Refused(_))));
+    assert!(operator.resume(&group()).await.unwrap().changed);
+    pair.settled(0).await;
+    pair.checked_cut(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failover_without_reverse_waits_for_the_operator() {
+    let mut pair = with_writes(7).await;
+    let operator = pair.operator(0);
+    operator
+        .planned_failover(&group(), None, true, false)
+        .await
+        .unwrap();
+    pair.until("served there", async |pair: &Pair| {
+        pair.server().await == Some(1)
+    })
+    .await;
+    assert!(pair.write(9).await);
+    let points =
+        |status: sitepair_engine::agent::status::GroupStatus| status.replica.unwrap().points;
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!(points(pair.status(0).await.unwrap()), 1);
+    pair.operator(1).reverse(&group()).await.unwrap();
+    pair.settled(1).await;
+    pair.checked_cut(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn protection_ends_at_both_sites_and_can_begin_again() {
+    let mut pair = with_writes(8).await;
+    let at_replica = pair.operator(1).unprotect(&group(), true, false).await;
+    assert!(matches!(at_replica, Err(CommandError::Refused(_))));
+    pair.link.set_up(false);
+    let alone = pair.operator(0).unprotect(&group(), true, false).await;
+    assert!(matches!(alone, Err(CommandError::Unreachable(_))));
+    assert_eq!(pair.server().await, Some(0), "nothing has changed");
+    pair.link.set_up(true);
+    pair.settled(0).await;
+    pair.operator(0)
+        .unprotect(&group(), true, false)
+        .await
+        .unwrap();
+    assert!(pair.status(0).await.is_none());
+    assert!(pair.status(1).await.is_none());
+    assert_eq!(pair.server().await, None);
+    pair.protect(0).await.unwrap();
+    pair.settled(0).await;
+    pair.checked_cut(0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_at_the_replica_stops_points_not_the_guest() {
+    let mut pair = with_writes(9).await;
+    pair.sites[1].storage.limit_space(Some(0));
+    for n in 0..9 {
+        assert!(pair.write(n * 313).await);
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(pair.write(1).await, "the guest goes on");
+    let status = pair.status(0).await.unwrap();
+    assert!(!status.messages.is_empty(), "and operators are told");
+    pair.check_points(1).await;
+    pair.sites[1].storage.limit_space(None);
+    pair.settled(0).await;
+    pair.checked_cut(0).await;
+    pair.check_points(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_flush_at_the_source_makes_no_wrong_point() {
+    let mut pair = with_writes(10).await;
+    for n in 0..9 {
+        assert!(pair.write(n * 313).await);
+    }
+    pair.sites[0].storage.fail(Fault {
+        on: FaultOn::Sync,
+        path: Some(disk_path(0)),
+        nth: 1,
+        kind: std::io::ErrorKind::Other,
+    });
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!pair.flush().await, "a failed flush is final");
+    assert!(!pair.write(0).await, "for all that comes after it");
+    pair.check_points(1).await;
+    // A start finds what is on the disk, and what the replica has is brought to that.
+    pair.guest.lost = crate::guest::Lost::Unflushed;
+    pair.crash(0, Death::Process);
+    pair.start(0).await;
+    pair.settled(0).await;
+    assert!(pair.write(4).await);
+    pair.checked_cut(0).await;
+    pair.check_points(1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clean_stop_and_start_sends_nothing_twice() {
+    let mut pair = with_writes(11).await;
+    pair.checked_cut(0).await;
+    for site in 0..2 {
+        pair.stop(site).await;
+        pair.start(site).await;
+        pair.settled(0).await;
+        let sent = pair.status(0).await.unwrap().source.unwrap().sent_bytes;
+        if site == 0 {
+            assert_eq!(sent, 0);
+        }
+    }
+    assert!(pair.write(4).await);
+    pair.fail_over(0).await;
+}
