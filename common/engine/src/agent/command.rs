@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use sitepair_model::group::{Event, ForceOpen, Hold, Role, allowed_operations};
+use sitepair_model::group::{Event, ForceOpen, Hold, Refusal, Role, allowed_operations};
 use sitepair_model::ids::{Cycle, OpId};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::oneshot;
@@ -160,10 +160,14 @@ impl GroupTask {
             Side::Replica(_) | Side::Shut(_) => Some(order),
         };
         if let Some(Order::Cut { reply, .. }) = refused {
-            let _ = reply.send(Err(format!(
-                "no recovery point can be made now: {}; it needs a source that is replicating",
-                self.activity()
-            )));
+            let why = match self.core.state().record.hold {
+                Some(hold) => Refusal::Held { hold }.to_string(),
+                None => format!(
+                    "no recovery point can be made now: {}; it needs a source that is replicating",
+                    self.activity()
+                ),
+            };
+            let _ = reply.send(Err(why));
         }
     }
 
