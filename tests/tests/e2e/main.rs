@@ -12,6 +12,7 @@
     reason = "a scenario that cannot be tried here says so"
 )]
 
+mod accidents;
 mod bad_disks;
 mod commands;
 mod crash;
