@@ -206,5 +206,6 @@ fn offer_of(
         disks: disks.collect(),
         keep_points: row.keep_points,
         use_existing,
+        interval_ms: row.interval_ms,
     }
 }

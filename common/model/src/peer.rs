@@ -128,6 +128,9 @@ pub struct GroupOffer {
     pub keep_points: u32,
     /// Whether files that are already there may be written over.
     pub use_existing: bool,
+    /// Time between two recovery points in milliseconds, for the day when the receiver is the source; 0
+    /// lets it choose.
+    pub interval_ms: u64,
 }
 
 /// One disk of a [`GroupOffer`].

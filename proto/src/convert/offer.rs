@@ -90,6 +90,7 @@ impl From<GroupOffer> for v1::OfferRequest {
             disks: value.disks.into_iter().map(Into::into).collect(),
             keep_points: value.keep_points,
             use_existing: value.use_existing,
+            interval_ms: value.interval_ms,
         }
     }
 }
@@ -118,6 +119,7 @@ impl TryFrom<v1::OfferRequest> for GroupOffer {
             disks,
             keep_points: value.keep_points,
             use_existing: value.use_existing,
+            interval_ms: value.interval_ms,
         })
     }
 }

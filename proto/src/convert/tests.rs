@@ -60,6 +60,7 @@ fn an_offer() -> GroupOffer {
         disks: vec![disk(1, None), disk(2, Some("/srv/web/disk2.vhdx"))],
         keep_points: 24,
         use_existing: true,
+        interval_ms: 30_000,
     }
 }
 

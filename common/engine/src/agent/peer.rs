@@ -2,6 +2,7 @@
 //! the other agent of an in-process pair calls directly.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sitepair_model::group::GroupState;
@@ -159,11 +160,16 @@ fn create(context: &Arc<Context>, offer: &GroupOffer) -> Result<Created, Replica
         });
     }
     disks.sort_by_key(|d| d.disk);
-    let interval = u64::try_from(context.replication.interval.as_millis()).unwrap_or(u64::MAX);
+    let asked = Duration::from_millis(offer.interval_ms);
+    let interval = match super::config::check_interval(asked) {
+        Ok(()) => asked,
+        // Not told, or nothing that we would do.
+        Err(_) => context.replication.interval,
+    };
     let row = GroupRow {
         group: offer.group,
         name: offer.name.clone(),
-        interval_ms: interval,
+        interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
         keep_points: offer.keep_points,
         created_at: context.env.now(),
         settings: "{}".to_owned(),
