@@ -115,7 +115,7 @@ pub(crate) struct ProtectArgs {
     #[arg(long, value_name = "raw|vhdx")]
     pub(crate) format: Option<String>,
     /// Recovery points to keep
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) keep: Option<u32>,
     /// Time between recovery points, such as 5s or 1m
     #[arg(long, value_name = "TIME")]
