@@ -102,7 +102,7 @@ impl Ctl {
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, site: Site, args: &[&str]) -> Result<Output> {
-        self.run_as(&["--site", site.as_str()], args)
+        self.run_as(&["--site", site.as_str(), "-o", "json"], args)
     }
 
     /// Runs the command and lets it find the site that it is for, whatever it comes to.
@@ -110,15 +110,25 @@ impl Ctl {
     /// # Errors
     /// When it cannot be started.
     pub fn run_anywhere(&self, args: &[&str]) -> Result<Output> {
-        self.run_as(&[], args)
+        self.run_as(&["-o", "json"], args)
     }
 
-    fn run_as(&self, site: &[&str], args: &[&str]) -> Result<Output> {
+    /// Runs the command as a person would, and gives what it prints; it must succeed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn say(&self, args: &[&str]) -> Result<String> {
+        let output = self.run_as(&[], args)?.done();
+        Ok(output
+            .with_context(|| format!("sitepair {}", args.join(" ")))?
+            .stdout)
+    }
+
+    fn run_as(&self, options: &[&str], args: &[&str]) -> Result<Output> {
         let output = Command::new(&self.program)
             .arg("--config")
             .arg(&self.config)
-            .args(site)
-            .args(["-o", "json"])
+            .args(options)
             .args(args)
             .output()
             .with_context(|| format!("run {}", self.program.display()))?;

@@ -1,5 +1,7 @@
 //! Commands at the wrong time, and commands twice.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context as _, Result, ensure};
 use sitepair_tests::ctl::{EXIT_NOT_REACHABLE, EXIT_REFUSED, EXIT_USAGE};
 use sitepair_tests::site::{Pair, PairOptions};
@@ -13,6 +15,11 @@ both_ways!(
     commands_given_twice_do_their_work_once,
     an_agent_that_is_not_there_has_its_own_exit_code,
     a_point_in_use_stays_and_unprotect_cleans_up,
+    a_group_is_kept_as_it_was_asked_for,
+    a_pause_outlives_both_agents,
+    a_name_is_taken_at_both_sites,
+    a_site_alone_can_end_protection_only_by_force,
+    people_can_read_it_too,
 );
 
 fn refused(pair: &Pair, args: &[&str]) -> Result<String> {
@@ -187,4 +194,191 @@ fn a_point_in_use_stays_and_unprotect_cleans_up(swapped: bool) {
         vm.check_all(&resting, &vm.uris(pair, first)?)?;
         pair.ctl().wait_replicating(second, "vm", LIMIT).map(drop)
     });
+}
+
+fn a_group_is_kept_as_it_was_asked_for(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        let disk = format!("system={}", vm.disks()[0].1.display());
+        let flags = ["--keep", "3", "--interval", "2s"];
+        pair.ctl().json(
+            first,
+            &[&["protect", "vm", "--disk", &disk], &flags[..]].concat(),
+        )?;
+        pair.ctl().wait_replicating(second, "vm", LIMIT)?;
+        for site in [first, second] {
+            let status = pair.ctl().group(site, "vm")?;
+            ensure!(status.0["keep_points"] == 3, "{site}: {}", status.0);
+            ensure!(status.0["interval_ms"] == 2000, "{site}: {}", status.0);
+        }
+        let cycle = pair
+            .ctl()
+            .json_anywhere(&["cut", "vm", "--label", "before the upgrade"])?;
+        let points = pair.ctl().json_anywhere(&["points", "vm"])?;
+        let labelled = points["points"]
+            .as_array()
+            .context("a list of points")?
+            .last();
+        let labelled = labelled.context("a point")?;
+        ensure!(labelled["label"] == "before the upgrade", "{points}");
+        ensure!(
+            labelled["cycle"] == cycle["cycle"],
+            "{points} after {cycle}"
+        );
+        for (flag, value) in [
+            ("--keep", "0"),
+            ("--interval", "1ms"),
+            ("--interval", "soon"),
+        ] {
+            let args = ["protect", "other", "--disk", &disk, flag, value];
+            let output = pair.ctl().run(first, &args)?;
+            ensure!(
+                output.code == Some(EXIT_USAGE),
+                "{flag} {value}: {output:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
+fn a_pause_outlives_both_agents(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        let guest = vm.protect_and_boot(pair)?;
+        vm.wait_replicating(pair, second)?;
+        pair.ctl().json_anywhere(&["pause", "vm"])?;
+        for site in [first, second] {
+            pair.crash_and_restart(site)?;
+        }
+        let cycle = pair.ctl().group(second, "vm")?.newest_cycle();
+        guest.wait_writes(1500)?;
+        let now = pair.ctl().group(second, "vm")?.newest_cycle();
+        ensure!(
+            now == cycle,
+            "cycle {now} came although cycle {cycle} was to be the last"
+        );
+        let allowed = pair.ctl().group(first, "vm")?.0["allowed_operations"].to_string();
+        ensure!(
+            allowed.contains("resume"),
+            "resume is not offered: {allowed}"
+        );
+        pair.ctl().json_anywhere(&["resume", "vm"])?;
+        vm.wait_replicating(pair, second)?;
+        let resting = vm.shut_down(pair, first, guest)?;
+        vm.check_all(&resting, &vm.uris(pair, first)?)?;
+        vm.check_point_against(pair, first)
+    });
+}
+
+fn a_name_is_taken_at_both_sites(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        let other = Vm::create(pair, "other", &[SYSTEM])?;
+        vm.protect(pair)?;
+        pair.ctl().wait_replicating(second, "vm", LIMIT)?;
+        let disk = format!("system={}", other.disks()[0].1.display());
+        for site in [first, second] {
+            pair.ctl()
+                .run(site, &["protect", "vm", "--disk", &disk])?
+                .failed(EXIT_REFUSED)?;
+        }
+        ensure!(
+            pair.ctl().group(second, "vm")?.role() == "replica",
+            "the replica was lost"
+        );
+        ensure!(
+            pair.ctl().group(first, "vm")?.role() == "source",
+            "the source was lost"
+        );
+        pair.ctl().cut("vm")?;
+        // The disk was not kept.
+        sitepair_tests::tools::check(&other.disks()[0].1, "vhdx")
+    });
+}
+
+fn a_site_alone_can_end_protection_only_by_force(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        vm.protect(pair)?;
+        pair.ctl().wait_replicating(second, "vm", LIMIT)?;
+        pair.sigterm(second)?;
+        let output = pair.ctl().run(first, &["unprotect", "vm"])?;
+        ensure!([Some(3), Some(4)].contains(&output.code), "{output:?}");
+        pair.ctl().json(first, &["unprotect", "vm", "--force"])?;
+        ensure!(
+            pair.ctl().group(first, "vm").is_err(),
+            "the group is still there"
+        );
+        sitepair_tests::tools::check(&vm.disks()[0].1, "vhdx")?;
+        // What the other site still has is told as what it is, and can be removed there.
+        pair.start_agent(second)?;
+        pair.wait_linked(LIMIT)?;
+        pair.ctl()
+            .json(second, &["unprotect", "vm", "--force", "--delete-replica"])?;
+        ensure!(
+            pair.ctl().group(second, "vm").is_err(),
+            "the replica is still there"
+        );
+        vm.protect(pair)?;
+        pair.ctl().wait_replicating(second, "vm", LIMIT).map(drop)
+    });
+}
+
+fn people_can_read_it_too(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let vm = Vm::create(pair, "vm", &[SYSTEM])?;
+        let guest = vm.protect_and_boot(pair)?;
+        vm.wait_replicating(pair, pair.second())?;
+        let say = |args: &[&str]| pair.ctl().say(args);
+        let status = say(&["status"])?;
+        for word in ["primary", "secondary", "vm", "source", "replica"] {
+            ensure!(status.contains(word), "{word} is not in:\n{status}");
+        }
+        let cycle = pair.ctl().cut("vm")?.to_string();
+        let points = say(&["points", "vm"])?;
+        ensure!(
+            points.contains(&cycle),
+            "cycle {cycle} is not in:\n{points}"
+        );
+        ensure!(
+            say(&["completions", "bash"])?.contains("failover"),
+            "no completion for bash"
+        );
+
+        vm.shut_down(pair, pair.first(), guest)?;
+        let state = pair.site_folder(pair.second()).join("state");
+        let log = first_log(&state)?.context("a change log in the journal")?;
+        let log = log.to_string_lossy();
+        let told = say(&["hrl", "inspect", &log])?;
+        ensure!(told.lines().count() > 3, "little is said of {log}:\n{told}");
+        let other = vm.disks()[0].1.to_string_lossy().into_owned();
+        let output = pair.ctl().run_anywhere(&["hrl", "inspect", &other])?;
+        ensure!(
+            output.code == Some(1),
+            "a disk taken for a change log: {output:?}"
+        );
+        Ok(())
+    });
+}
+
+/// Any change log below a folder.
+fn first_log(folder: &Path) -> Result<Option<PathBuf>> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let found = if path.is_dir() {
+            first_log(&path)?
+        } else {
+            path.extension()
+                .is_some_and(|end| end == "hrl")
+                .then_some(path)
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }

@@ -1,18 +1,21 @@
 //! Who may serve the guest after a restart.
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
 use sitepair_model::ids::Site;
 use sitepair_tests::ctl::{Ctl, EXIT_REFUSED};
 use sitepair_tests::site::{Pair, PairOptions};
-use sitepair_tests::wait;
+use sitepair_tests::{tools, wait};
 
 use crate::both_ways;
-use crate::scene::{LIMIT, SYSTEM, Vm, on_stage};
+use crate::scene::{DATA, LIMIT, SYSTEM, Vm, on_stage};
 
 both_ways!(
     an_agent_that_was_away_for_a_moment_reopens_alone,
     after_a_long_absence_only_the_other_site_can_open,
     a_forced_act_must_be_signed_in_full,
+    a_disk_changed_while_its_agent_was_down_is_replicated_as_it_is,
 );
 
 /// No grace: every absence is a long one.
@@ -145,5 +148,39 @@ fn a_forced_act_must_be_signed_in_full(swapped: bool) {
             "both sites serve"
         );
         Ok(())
+    });
+}
+
+fn a_disk_changed_while_its_agent_was_down_is_replicated_as_it_is(swapped: bool) {
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[SYSTEM, DATA])?;
+        let guest = vm.protect_and_boot(pair)?;
+        vm.wait_replicating(pair, second)?;
+        let resting = vm.shut_down(pair, first, guest)?;
+        pair.sigterm(first)?;
+        for ((name, path), format) in vm.disks().iter().zip(["vhdx", "raw"]) {
+            let mut write = Command::new("qemu-io");
+            write
+                .args(["-f", format, "-c", "write -P 0x5a 20M 256k"])
+                .arg(path);
+            tools::run(&mut write).context(*name)?;
+        }
+        pair.start_agent(first)?;
+        pair.wait_linked(LIMIT)?;
+        let uris = vm.uris(pair, first)?;
+        resting.verify_all(&uris)?;
+        wait::until("the sites agree again", LIMIT, || {
+            let Ok(cycle) = pair.ctl().cut("vm") else {
+                return Ok(None);
+            };
+            let points = pair.ctl().export("vm", cycle, &vm.names())?;
+            let mut same = true;
+            for (point, live) in points.iter().zip(&uris) {
+                same &= tools::hash_export(point)? == tools::hash_export(live)?;
+            }
+            pair.ctl().unexport("vm", cycle)?;
+            Ok(same.then_some(()))
+        })
     });
 }
