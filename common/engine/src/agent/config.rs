@@ -69,6 +69,7 @@ pub struct Config {
 
 /// Files that say who we are and whom we trust.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
     /// Certificates of the authorities that we trust, PEM.
@@ -101,6 +102,7 @@ pub struct ReplicationConfig {
 
 /// NBD beyond the unix sockets, which are always there.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct NbdConfig {
     /// Where to listen for NBD over TLS; none by default.
@@ -109,6 +111,7 @@ pub struct NbdConfig {
 
 /// What is logged, and how.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     /// `text` or `json`.
@@ -119,6 +122,7 @@ pub struct LogConfig {
 
 /// Shape of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.
@@ -139,6 +143,7 @@ impl Default for LogConfig {
 
 /// The file as written.
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(deny_unknown_fields)]
 struct File {
     pair: String,
@@ -157,6 +162,7 @@ struct File {
 }
 
 #[derive(Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 #[serde(default, deny_unknown_fields)]
 struct ReplicationFile {
     interval: String,
@@ -311,6 +317,10 @@ fn address(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
     use super::*;
 
     const MINIMAL: &str = r#"
@@ -357,5 +367,69 @@ mod tests {
             let error = parse(&text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    /// What `sitepair init` writes, as it writes it.
+    fn sample() -> String {
+        include_str!("../../../../ctl/agent.toml.in")
+            .replace("PAIR", "acme")
+            .replace("LISTEN", "10.0.0.1:7443")
+            .replace("PEER", "10.0.0.2:7443")
+            .replace("SITE", "primary")
+    }
+
+    /// With the keys in force that the sample only shows, in comments.
+    fn uncommented(sample: &str) -> String {
+        let shows_a_key = |text: &str| {
+            let key = text.split_once(" = ").map(|(key, _)| key);
+            let is_key = |key: &str| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            text.starts_with('[') || key.is_some_and(is_key)
+        };
+        let lines = sample.lines().map(|line| match line.strip_prefix("# ") {
+            Some(text) if shows_a_key(text) => text,
+            _ => line,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The keys of a document, dotted.
+    fn keys(document: &Value) -> BTreeSet<String> {
+        let Value::Object(fields) = document else {
+            return BTreeSet::from([String::new()]);
+        };
+        let dotted = |name: &str, below: &str| match below {
+            "" => name.to_owned(),
+            _ => format!("{name}.{below}"),
+        };
+        fields
+            .iter()
+            .flat_map(|(name, field)| keys(field).into_iter().map(|below| dotted(name, &below)))
+            .collect()
+    }
+
+    #[test]
+    fn the_sample_shows_every_key_and_no_other() {
+        let text = uncommented(&sample());
+        let shown: Value = toml::from_str(&text).unwrap();
+        let file: File = toml::from_str(&text).unwrap();
+        let schema = serde_json::to_value(&file).unwrap();
+        assert_eq!(keys(&shown), keys(&schema));
+        assert!(keys(&schema).contains("tls.crl"), "optional keys count too");
+    }
+
+    #[test]
+    fn the_sample_is_accepted_and_shows_the_defaults() {
+        let config = parse(&sample()).unwrap();
+        assert_eq!(config.peer, "10.0.0.2:7443");
+        assert!(config.tls.crl.is_none() && config.nbd.listen.is_none());
+        let file: File = toml::from_str(&sample()).unwrap();
+        assert_eq!(
+            serde_json::to_value(&file.replication).unwrap(),
+            serde_json::to_value(ReplicationFile::default()).unwrap()
+        );
+        assert_eq!(
+            serde_json::to_value(&file.log).unwrap(),
+            serde_json::to_value(LogConfig::default()).unwrap()
+        );
     }
 }
