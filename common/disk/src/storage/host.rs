@@ -175,6 +175,17 @@ impl HostFile {
     }
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kind) = held.take() {
+            // Closing alone would do, were it not for a child process that still has the descriptor, between its
+            // fork and its exec.
+            lock::give_up(&self.file, kind);
+        }
+    }
+}
+
 impl BlockFile for HostFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)

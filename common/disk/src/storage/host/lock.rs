@@ -14,7 +14,8 @@
 //! up; never do both go on, because each takes before it looks.
 //!
 //! Does not do: waiting. The locks are on the open file description: they end with its last handle,
-//! also when the process is killed.
+//! also when the process is killed. A copy of the handle in a child process is a handle, so whoever is done
+//! gives them up by name.
 
 use std::fs::File;
 use std::io;
@@ -90,6 +91,11 @@ pub(super) fn replace(file: &File, held: Option<LockKind>, wanted: LockKind) -> 
             Err(e)
         }
     }
+}
+
+/// Ends the claim, whoever else has a handle of the same open file. Best effort: the handle is closed next.
+pub(super) fn give_up(file: &File, held: LockKind) {
+    let _ = release(file, Claim::of(held));
 }
 
 fn take(file: &File, claim: Claim) -> io::Result<()> {

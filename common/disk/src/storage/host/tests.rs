@@ -181,3 +181,26 @@ fn a_failed_sync_is_final() {
     let said = file.sync().unwrap_err().to_string();
     assert!(said.contains("timed out"), "{said}");
 }
+
+/// A child process has copies of all descriptors between its fork and its exec. A disk that was closed and opened
+/// again in that instant was refused, as in use by another process.
+#[test]
+fn a_lock_ends_with_its_file_though_another_handle_lives() {
+    let folder = folder();
+    let path = folder.path().join("a");
+    let open = |mode| {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(mode);
+        HostFile::new(options.open(&path).unwrap()).unwrap()
+    };
+    for kind in [LockKind::Exclusive, LockKind::Shared] {
+        let first = open(true);
+        first.lock(kind).unwrap();
+        let copy = first.file.try_clone().unwrap();
+        let second = open(false);
+        assert!(second.lock(LockKind::Exclusive).is_err());
+        drop(first);
+        second.lock(LockKind::Exclusive).unwrap();
+        drop(copy);
+    }
+}
