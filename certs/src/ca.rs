@@ -190,7 +190,11 @@ impl Ca {
         let mut params = base_params(&format!("{holder} of {pair}"), validity)?;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // QEMU refuses to use a certificate without the second, although TLS 1.3 has no need of it.
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
         params.subject_alt_names = vec![SanType::URI(holder.uri(pair).try_into().map_err(failed)?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         if let Holder::Agent(site) = holder {

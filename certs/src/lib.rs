@@ -23,4 +23,4 @@ pub use error::TlsError;
 pub use files::{PEM_BYTES_MAX, write_key, write_public};
 pub use identity::{Holder, Identity, IdentityError, PersonName, parse_holder};
 pub use store::{Expected, TlsPaths, TlsState, TlsStore};
-pub use verify::{SeenPeer, describe};
+pub use verify::{Admits, SeenPeer, describe};

@@ -4,6 +4,8 @@
 //! 1. What is in use was checked as a whole: certificate, key, CA and revocation list fit together.
 //! 2. A reload that fails changes nothing: the old state stays in use.
 //! 3. A configured revocation list is in force, or there is no state at all: zero lists is an error.
+//! 4. A person's certificate is within its dates when it is loaded. An agent's may be outside of them, and only that:
+//!    guests are served all the same, while others refuse the agent until it is renewed.
 //!
 //! Does not do: closing connections of identities that a new list revokes. The server asks
 //! [`TlsState::is_revoked`] and does.
@@ -33,7 +35,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer};
 use crate::error::TlsError;
 use crate::files::{read_key, read_public};
 use crate::identity::{Holder, Identity, dns_name, serial_text};
-use crate::verify::{AgentVerifier, ClientVerifier, SeenPeer};
+use crate::verify::{Admits, AgentVerifier, ClientVerifier, SeenPeer};
 
 const ALPN: &[u8] = b"h2";
 
@@ -153,6 +155,8 @@ pub struct TlsState {
     clients: Arc<dyn ClientCertVerifier>,
     servers: Arc<WebPkiServerVerifier>,
     revoked: HashSet<String>,
+    /// For messages.
+    certificate: PathBuf,
 }
 
 impl TlsState {
@@ -183,7 +187,11 @@ impl TlsState {
             .only_check_end_entity_revocation()
             .build()
             .map_err(|e| bad_ca(e.to_string()))?;
-        check_chain(paths, &chain, &identity, (&*clients, &servers))?;
+        let at = match expected {
+            Expected::Agent(_) => nearest(&identity, SystemTime::now()),
+            Expected::Person => SystemTime::now(),
+        };
+        check_chain(paths, &chain, &identity, (&*clients, &servers), at)?;
         Ok(Self {
             // Only now, after the CA's signature on the lists was checked.
             revoked: revoked_serials(paths, &crls)?,
@@ -193,7 +201,24 @@ impl TlsState {
             provider,
             clients,
             servers,
+            certificate: paths.certificate.clone(),
         })
+    }
+
+    /// Why others refuse our certificate at `now`, if its dates are the reason: [`TlsError::Expired`] or
+    /// [`TlsError::NotYetValid`].
+    #[must_use]
+    pub fn out_of_date(&self, now: SystemTime) -> Option<TlsError> {
+        let (path, identity) = (self.certificate.clone(), &self.identity);
+        if now > identity.not_after {
+            let at = identity.not_after;
+            Some(TlsError::Expired { path, at })
+        } else if now < identity.not_before {
+            let from = identity.not_before;
+            Some(TlsError::NotYetValid { path, from })
+        } else {
+            None
+        }
     }
 
     /// Whom our certificate speaks for, and until when.
@@ -213,10 +238,26 @@ impl TlsState {
     /// # Errors
     /// [`TlsError::Configure`].
     pub fn server(&self) -> Result<(Arc<ServerConfig>, SeenPeer), TlsError> {
+        let (mut config, seen) = self.server_for(Admits::EVERYBODY)?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok((Arc::new(config), seen))
+    }
+
+    /// The same for a protocol that has no name in TLS (no ALPN), and for those that `admits` admits only.
+    ///
+    /// # Errors
+    /// [`TlsError::Configure`].
+    pub fn plain_server(&self, admits: Admits) -> Result<(Arc<ServerConfig>, SeenPeer), TlsError> {
+        let (config, seen) = self.server_for(admits)?;
+        Ok((Arc::new(config), seen))
+    }
+
+    fn server_for(&self, admits: Admits) -> Result<(ServerConfig, SeenPeer), TlsError> {
         let seen = SeenPeer::default();
         let verifier = ClientVerifier {
             inner: Arc::clone(&self.clients),
             pair: self.pair.clone(),
+            admits,
             seen: seen.clone(),
         };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -224,13 +265,12 @@ impl TlsState {
             .map_err(TlsError::Configure)?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::clone(&self.own) as _);
-        config.alpn_protocols = vec![ALPN.to_vec()];
         config.ignore_client_order = true;
         // A resumed session would skip the certificate, and with it expiry and revocation.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
-        Ok((Arc::new(config), seen))
+        Ok((config, seen))
     }
 
     /// Configuration for one connection to the agent of `site`.
@@ -384,15 +424,23 @@ fn check_names(
     Ok(identity)
 }
 
+/// The instant nearest to `now` at which the certificate is valid, so that everything else about it can be checked.
+fn nearest(identity: &Identity, now: SystemTime) -> SystemTime {
+    // Not `clamp`: a certificate whose end is before its begin must not panic; no instant suits it.
+    now.min(identity.not_after).max(identity.not_before)
+}
+
 /// Verifies our own certificate as the other end will: better told here than by its alert.
 fn check_chain(
     paths: &TlsPaths,
     chain: &[CertificateDer<'_>],
     identity: &Identity,
     (clients, servers): (&dyn ClientCertVerifier, &WebPkiServerVerifier),
+    at: SystemTime,
 ) -> Result<(), TlsError> {
     use rustls::client::danger::ServerCertVerifier;
-    let now = UnixTime::now();
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    let now = UnixTime::since_unix_epoch(since.unwrap_or_default());
     let as_client = clients.verify_client_cert(&chain[0], &chain[1..], now);
     as_client.map_err(|e| chain_error(paths, identity, e))?;
     if let Holder::Agent(site) = identity.holder {

@@ -262,29 +262,72 @@ fn every_defect_of_the_files_has_its_own_error() {
     ));
 }
 
-#[test]
-fn dates_are_checked_and_told() {
-    let (ca, _, files) = agent_files();
-    let between = |not_before, not_after| {
-        let validity = Validity {
-            not_before,
-            not_after,
-        };
-        ca.issue(&pair(), &Holder::Agent(Site::Primary), validity)
-            .unwrap()
+fn between(ca: &Ca, holder: &Holder, not_before: SystemTime, not_after: SystemTime) -> Issued {
+    let validity = Validity {
+        not_before,
+        not_after,
     };
-    files.put(&between(
-        SystemTime::UNIX_EPOCH,
-        SystemTime::UNIX_EPOCH + 365 * DAY,
-    ));
-    let error = files.load().unwrap_err();
+    ca.issue(&pair(), holder, validity).unwrap()
+}
+
+#[test]
+fn a_persons_dates_are_checked_and_told() {
+    let (ca, _, files) = agent_files();
+    let load = || TlsStore::load(files.paths(false), pair(), Expected::Person);
+    let epoch = SystemTime::UNIX_EPOCH;
+    files.put(&between(&ca, &operator(), epoch, epoch + 365 * DAY));
+    let error = load().unwrap_err();
     assert!(matches!(error, TlsError::Expired { .. }), "{error}");
     assert!(
         error.to_string().contains("1971-01-01 00:00 UTC"),
         "{error}"
     );
-    files.put(&between(now() + DAY, now() + 2 * DAY));
-    assert!(matches!(files.load(), Err(TlsError::NotYetValid { .. })));
+    files.put(&between(&ca, &operator(), now() + DAY, now() + 2 * DAY));
+    assert!(matches!(load(), Err(TlsError::NotYetValid { .. })));
+}
+
+#[test]
+fn an_agent_loads_out_of_date_and_says_so_until_it_is_renewed() {
+    let (ca, _, files) = agent_files();
+    let agent = Holder::Agent(Site::Primary);
+    files.put(&between(&ca, &agent, now() + DAY, now() + 2 * DAY));
+    let store = files.load().unwrap();
+    let early = store.current().out_of_date(now()).unwrap();
+    assert!(matches!(early, TlsError::NotYetValid { .. }), "{early}");
+    let ended = now() - DAY;
+    files.put(&between(&ca, &agent, now() - 3 * DAY, ended));
+    assert!(store.reload_if_changed().unwrap());
+    let late = store.current().out_of_date(now()).unwrap();
+    assert!(matches!(late, TlsError::Expired { .. }), "{late}");
+    assert!(late.to_string().contains("renew it"), "{late}");
+    assert!(store.current().out_of_date(ended - DAY).is_none());
+
+    // Everything else about it still counts.
+    let stranger = a_ca();
+    files.put(&between(&stranger, &agent, now() - 3 * DAY, ended));
+    assert!(matches!(store.reload(), Err(TlsError::WrongCa { .. })));
+    assert!(matches!(files.load(), Err(TlsError::WrongCa { .. })));
+    let other = Holder::Agent(Site::Secondary);
+    files.put(&between(&ca, &other, now() - 3 * DAY, ended));
+    assert!(matches!(files.load(), Err(TlsError::WrongRole { .. })));
+    let old = between(&ca, &agent, now() - 3 * DAY, ended);
+    files.put(&old);
+    let serials = std::slice::from_ref(&old.identity.serial);
+    fs::write(
+        files.path("crl.pem"),
+        ca.revocation_list(serials, now()).unwrap(),
+    )
+    .unwrap();
+    assert!(matches!(
+        files.load_with_crl(),
+        Err(TlsError::Revoked { .. })
+    ));
+    fs::set_permissions(files.path("agent.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(matches!(files.load(), Err(TlsError::KeyModeTooWide { .. })));
+
+    files.put(&issue(&ca, &agent));
+    assert!(store.reload_if_changed().unwrap());
+    assert!(store.current().out_of_date(now()).is_none());
 }
 
 #[test]

@@ -30,6 +30,23 @@ impl SeenPeer {
     }
 }
 
+/// Which holders a server lets in.
+#[derive(Debug, Clone, Copy)]
+pub struct Admits {
+    /// The rule.
+    pub holder: fn(&Holder) -> bool,
+    /// Who that is, for a refusal: `operators and admins`.
+    pub words: &'static str,
+}
+
+impl Admits {
+    /// Everybody of the pair.
+    pub const EVERYBODY: Self = Self {
+        holder: |_| true,
+        words: "somebody of the pair",
+    };
+}
+
 /// Why a certificate with a good chain is refused all the same.
 #[derive(Debug, thiserror::Error)]
 enum NameRefused {
@@ -39,11 +56,12 @@ enum NameRefused {
     Other { found: String, expected: String },
 }
 
-/// Accepts every holder of the pair; what each may do is decided per call.
+/// Accepts holders of the pair, those that `admits` admits; what each may do is decided per call.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     pub(crate) inner: Arc<dyn ClientCertVerifier>,
     pub(crate) pair: PairName,
+    pub(crate) admits: Admits,
     pub(crate) seen: SeenPeer,
 }
 
@@ -65,12 +83,18 @@ impl ClientCertVerifier for ClientVerifier {
             .inner
             .verify_client_cert(end_entity, intermediates, now)?;
         let identity = identity.map_err(|e| refused(NameRefused::Nobody(e)))?;
-        if identity.pair == self.pair {
+        if identity.pair != self.pair {
+            return Err(refused(NameRefused::Other {
+                found: identity.uri(),
+                expected: format!("somebody of pair {}", self.pair),
+            }));
+        }
+        if (self.admits.holder)(&identity.holder) {
             Ok(verified)
         } else {
             Err(refused(NameRefused::Other {
                 found: identity.uri(),
-                expected: format!("somebody of pair {}", self.pair),
+                expected: self.admits.words.to_owned(),
             }))
         }
     }

@@ -49,6 +49,7 @@ pub(crate) struct Certificate {
     pub(crate) identity: String,
     pub(crate) not_after: String,
     pub(crate) days_left: i64,
+    pub(crate) message: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,6 +80,7 @@ pub(crate) struct Disk {
     pub(crate) size_bytes: u64,
     pub(crate) format: String,
     pub(crate) nbd_uri: Option<String>,
+    pub(crate) nbd_tls_uri: Option<String>,
     pub(crate) clients: u32,
 }
 
@@ -240,6 +242,7 @@ impl From<proto::StatusReply> for Agent {
                 identity: certificate.identity,
                 not_after: time(certificate.not_after_ms),
                 days_left: certificate.days_left,
+                message: optional(certificate.message),
             },
             groups: r.groups.into_iter().map(Group::from).collect(),
         }
@@ -279,6 +282,7 @@ impl From<proto::DiskStatus> for Disk {
             size_bytes: d.size_bytes,
             format: d.format,
             nbd_uri: optional(d.nbd_uri),
+            nbd_tls_uri: optional(d.nbd_tls_uri),
             clients: d.clients,
         }
     }

@@ -15,6 +15,7 @@ mod export;
 mod groups;
 mod job;
 pub mod log;
+mod nbd_tls;
 mod operator;
 mod peer;
 mod replicator;
@@ -25,7 +26,7 @@ pub mod status;
 mod task;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sitepair_disk::Image;
 use sitepair_disk::open::Format;
@@ -41,6 +42,8 @@ use crate::env::Env;
 use crate::nbd::NbdServer;
 use crate::replica::ReplicaSite;
 use crate::wire::LinkState;
+
+use nbd_tls::NbdTls;
 
 pub use command::{CommandError, Done};
 pub use operator::{Operator, ProtectDisk, ProtectSpec};
@@ -77,6 +80,7 @@ pub struct Context {
     /// When it began.
     pub started_at: UnixMillis,
     nbd: NbdServer,
+    nbd_tls: OnceLock<NbdTls>,
     groups: groups::Groups,
     jobs: job::Jobs,
     /// Work that groups started; joined at the end.
@@ -128,6 +132,7 @@ impl Context {
             nonce,
             started_at: parts.env.now(),
             nbd: NbdServer::new(crate::nbd::NbdLimits::default()),
+            nbd_tls: OnceLock::new(),
             groups: groups::Groups::default(),
             jobs: job::Jobs::new(Arc::clone(&parts.env)),
             tasks: TaskTracker::new(),

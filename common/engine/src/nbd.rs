@@ -1,7 +1,7 @@
 //! NBD server: how guests reach their disks.
 //!
-//! Owns: sockets, connections and their threads. Receives: images to serve ([`Export`]). Gives out:
-//! an [`ExportHandle`] per socket, which counts the attached clients and ends them.
+//! Owns: sockets, the TLS port, connections and their threads. Receives: images to serve ([`Export`]).
+//! Gives out: an [`ExportHandle`] per socket or name at the port, which counts the attached clients and ends them.
 //!
 //! Does not do: tracking, fencing, permission to serve. Those are layers of the image; a request
 //! that the image refuses is answered with the image's error. Requests never run on the tokio
@@ -27,13 +27,13 @@ mod connection;
 mod handshake;
 mod listener;
 mod reader;
+mod registry;
 mod status;
 mod tls;
 mod unix;
 mod worker;
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -41,11 +41,14 @@ use std::time::Duration;
 
 use sitepair_disk::Image;
 use sitepair_model::nbd::PAYLOAD_BYTES_MAX;
+use tokio::net::TcpListener;
 
 use budget::Budget;
 use listener::Listener;
+use registry::Registration;
 use unix::SocketFile;
 
+pub use registry::TlsPort;
 pub use tls::TlsSource;
 
 /// Requests of one connection that run at the same time.
@@ -62,8 +65,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// One disk to serve.
 #[derive(Clone)]
 pub struct Export {
-    /// Name that clients ask for: the disk's name. Where a socket has one export only, the empty
-    /// name stands for it too.
+    /// Name that clients ask for: the disk's name on a unix socket, where the empty name stands for it
+    /// too; `GROUP/DISK` at the TLS port.
     pub name: String,
     /// The disk.
     pub image: Arc<dyn Image>,
@@ -74,7 +77,7 @@ pub struct Export {
 pub struct NbdLimits {
     /// Memory for payloads in bytes, in the whole process; at least eight times the largest payload.
     pub payload_bytes: usize,
-    /// Connections to one socket.
+    /// Connections to one export by one way, unix socket or TLS.
     pub connections_per_socket: usize,
 }
 
@@ -117,15 +120,12 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
-    /// The TCP address could not be had.
-    #[error("listen on {address}")]
-    Tcp {
-        /// The address.
-        address: SocketAddr,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    /// The TCP socket cannot be used.
+    #[error("use the TCP socket")]
+    Tcp(#[source] io::Error),
+    /// The port has an export of this name.
+    #[error("{0:?} is served over TLS already")]
+    NameInUse(String),
     /// Called from outside a tokio runtime.
     #[error("no runtime to accept connections on")]
     NoRuntime,
@@ -163,45 +163,38 @@ impl NbdServer {
     pub fn bind_unix(&self, path: &Path, export: Export) -> Result<ExportHandle, BindError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
         let (socket, file) = unix::bind(path)?;
-        let listener = Arc::new(Listener::new(self, vec![export]));
+        let listener = Arc::new(Listener::new(self, export));
         runtime.spawn(unix::accept(socket, Arc::clone(&listener)));
         Ok(ExportHandle {
             listener,
-            file: Some(file),
-            address: None,
+            name: Some(Name::Unix(file)),
         })
     }
 
-    /// Serves disks on TCP, behind TLS only. `tls` is asked for the configuration of each new
-    /// connection, so that certificates can be replaced; it decides which clients are let in.
+    /// Serves disks on a TCP socket, behind TLS only; they are added and taken away afterwards. `tls` is asked
+    /// for the configuration of each new connection, so that certificates can be replaced; it decides which
+    /// clients are let in.
     ///
     /// # Errors
-    /// [`BindError`] when the address cannot be had.
-    pub fn bind_tcp_tls(
-        &self,
-        address: SocketAddr,
-        tls: TlsSource,
-        exports: Vec<Export>,
-    ) -> Result<ExportHandle, BindError> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| BindError::NoRuntime)?;
-        let (socket, bound) =
-            tls::bind(address).map_err(|source| BindError::Tcp { address, source })?;
-        let listener = Arc::new(Listener::new(self, exports));
-        runtime.spawn(tls::accept(socket, tls, Arc::clone(&listener)));
-        Ok(ExportHandle {
-            listener,
-            file: None,
-            address: Some(bound),
-        })
+    /// [`BindError`].
+    pub fn open_tls(&self, socket: TcpListener, tls: TlsSource) -> Result<TlsPort, BindError> {
+        TlsPort::open(self.clone(), socket, tls)
     }
 }
 
-/// One socket that is being served. Dropping it is `close(Disconnect::Now)`.
+/// What clients find an export by; gone when this is dropped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for what dropping it does")]
+enum Name {
+    Unix(SocketFile),
+    Tls(Registration),
+}
+
+/// One export that is being served. Dropping it is `close(Disconnect::Now)`.
 #[derive(Debug)]
 pub struct ExportHandle {
     listener: Arc<Listener>,
-    file: Option<SocketFile>,
-    address: Option<SocketAddr>,
+    name: Option<Name>,
 }
 
 impl ExportHandle {
@@ -217,13 +210,7 @@ impl ExportHandle {
         self.listener.attached().1
     }
 
-    /// The TCP address, with the port that was chosen; `None` for a unix socket.
-    #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.address
-    }
-
-    /// Stops accepting, removes the socket, ends all connections and joins their threads. Blocks
+    /// Stops accepting, removes the socket or the name, ends all connections and joins their threads. Blocks
     /// until requests that run have finished: from async code, call it in `spawn_blocking`.
     pub fn close(mut self, how: Disconnect) {
         self.end(how);
@@ -231,7 +218,7 @@ impl ExportHandle {
 
     fn end(&mut self, how: Disconnect) {
         // The name first: a client that reconnects must not reach a socket that will not answer.
-        self.file = None;
+        self.name = None;
         self.listener.close(how);
     }
 }

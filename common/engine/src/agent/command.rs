@@ -408,6 +408,11 @@ impl GroupTask {
                 size_bytes: disk.size_bytes,
                 format: disk.format,
                 nbd_uri: serving.then(|| nbd_uri(&disk.name, &socket)),
+                nbd_tls_uri: self
+                    .context
+                    .nbd_tls()
+                    .filter(|_| serving)
+                    .map(|tls| tls.uri(&row.name, &disk.name)),
                 clients,
             }
         });

@@ -141,7 +141,10 @@ impl Operator {
             }
         }
         let link = self.link();
-        let own = if link.connected {
+        let certificate = (self.certificate)();
+        let own = if certificate.problem.is_some() {
+            Health::Critical
+        } else if link.connected {
             Health::Ok
         } else {
             Health::Warning
@@ -157,7 +160,7 @@ impl Operator {
             site: self.context.site,
             started_at: self.context.started_at,
             link,
-            certificate: (self.certificate)(),
+            certificate,
             groups,
             health,
         })
@@ -451,6 +454,7 @@ impl Operator {
                 size_bytes: d.size_bytes,
                 format: d.format,
                 nbd_uri: Some(nbd_uri(&d.name, &socket)),
+                nbd_tls_uri: context.nbd_tls().map(|tls| tls.uri(&row.name, &d.name)),
                 clients: 0,
             }
         });

@@ -1,14 +1,14 @@
 //! Starting and stopping an agent.
 //!
 //! ```text
-//! certificates -> folders and their lock -> catalogue -> link -> groups -> port -> ready
+//! certificates -> folders and their lock -> catalogue -> link -> port for guests -> groups -> port -> ready
 //! stop: port closed -> groups (guests let go, change maps saved) -> link
 //! ```
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use sitepair_certs::{Expected, TlsError, TlsPaths, TlsStore};
 use sitepair_disk::storage::host::HostStorage;
@@ -30,6 +30,7 @@ use super::task::Msg;
 use super::{Context, ContextParts, Operator, PeerFace};
 use crate::catalog::{Catalog, CatalogError, GroupRow, SqliteCatalog};
 use crate::env::{Env, HostEnv};
+use crate::nbd::BindError;
 use crate::replica::{ReplicaError, finish_discards};
 use crate::wire::control::ControlService;
 use crate::wire::{LinkConfig, LinkTiming, RemotePeer, ServeError, Services, serve};
@@ -80,6 +81,9 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The port for guests of other hosts.
+    #[error("serve disks over TLS")]
+    NbdTls(#[from] BindError),
     /// The server.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -87,6 +91,9 @@ pub enum RunError {
     #[error("wait for signals")]
     Signal(#[source] io::Error),
 }
+
+/// How often a certificate that is out of date is spoken of in the log.
+const OUT_OF_DATE_EVERY: Duration = Duration::from_secs(3600);
 
 /// Runs the agent of `site` until it is told to stop (SIGTERM, SIGINT).
 ///
@@ -127,6 +134,10 @@ pub async fn run(site: Site, config: Config) -> Result<(), RunError> {
         run_dir: config.run_dir.clone(),
         replica_dir: config.replica_dir.clone(),
     });
+    if let Some(address) = &config.nbd.listen {
+        let socket = listen(address).await?;
+        context.serve_tls(site, address, socket, &store)?;
+    }
     context.start_groups(dead_for_ms).await?;
 
     let stop = CancellationToken::new();
@@ -136,6 +147,7 @@ pub async fn run(site: Site, config: Config) -> Result<(), RunError> {
         stop.clone(),
     ));
     let beat = tokio::spawn(keep_alive(alive, env, stop.clone()));
+    let dates = tokio::spawn(watch_dates(Arc::clone(&store), stop.clone()));
     // Not running under systemd is fine.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(%site, listen = config.listen, peer = config.peer, "agent is ready");
@@ -143,8 +155,10 @@ pub async fn run(site: Site, config: Config) -> Result<(), RunError> {
     let ended = wait_for_end(server, &stop).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     context.stop_groups().await;
-    // A panic in it was logged.
+    context.close_tls().await;
+    // A panic in them was logged.
     let _ = beat.await;
+    let _ = dates.await;
     tracing::info!("agent stopped");
     ended
 }
@@ -210,6 +224,7 @@ fn services(
         CertificateStatus {
             identity: identity.uri(),
             not_after: unix_millis(identity.not_after),
+            problem: state.out_of_date(SystemTime::now()).map(|e| chain(&e)),
         }
     };
     let operator = Operator::new(
@@ -250,6 +265,21 @@ async fn wait_for_end(
     stop.cancel();
     // A panic in it was logged.
     server.await.unwrap_or(Ok(())).map_err(RunError::Serve)
+}
+
+/// Says at start and every hour that our certificate is out of date, for as long as it is.
+async fn watch_dates(store: Arc<TlsStore>, stop: CancellationToken) {
+    loop {
+        if let Some(problem) = store.current().out_of_date(SystemTime::now()) {
+            tracing::error!(
+                "{problem}; guests are served, but the other agent and operators refuse this one until then"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(OUT_OF_DATE_EVERY) => {}
+        }
+    }
 }
 
 async fn keep_alive(file: AliveFile, env: Arc<dyn Env>, stop: CancellationToken) {

@@ -3,6 +3,7 @@
 //! Owns: opening and closing images, the NBD servers of a source, the merge task of a replica.
 //! Does not do: decide which side it is; [`task`](super::task) is told that by the role record.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::Context;
 use super::core::Core;
 use super::replicator::{Replicator, chain};
 use crate::catalog::{DiskRow, GroupRow, PointRow};
-use crate::nbd::{Disconnect, Export, ExportHandle};
+use crate::nbd::{BindError, Disconnect, Export, ExportHandle};
 use crate::replica::{CommitRole, ReplicaGroup};
 use crate::source::{Fresh, Limits, SourceDisk, SourceGroup, SourceOptions};
 
@@ -40,8 +41,53 @@ pub(super) struct SourceSide {
     pub(super) generation: GenId,
     images: Vec<Arc<dyn Image>>,
     /// One for each disk while guests are served.
-    pub(super) servers: Vec<ExportHandle>,
+    pub(super) servers: Vec<ServedDisk>,
     pub(super) replicator: Option<(u64, Replicator)>,
+}
+
+/// The ways to one disk that guests have.
+pub(super) struct ServedDisk {
+    unix: ExportHandle,
+    /// Where the agent has a port for it.
+    tls: Option<ExportHandle>,
+}
+
+impl ServedDisk {
+    fn open(context: &Context, row: &GroupRow, export: Export) -> Result<Self, BindError> {
+        let disk = &export.name;
+        let path = socket_path(&context.run_dir, &row.name, disk);
+        let remote = Export {
+            name: format!("{}/{disk}", row.name),
+            image: Arc::clone(&export.image),
+        };
+        Ok(Self {
+            unix: context.nbd.bind_unix(&path, export)?,
+            tls: context
+                .nbd_tls()
+                .map(|tls| tls.port.add(remote))
+                .transpose()?,
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ExportHandle> {
+        std::iter::once(&self.unix).chain(&self.tls)
+    }
+
+    /// Guests that are attached.
+    pub(super) fn connections(&self) -> usize {
+        self.all().map(ExportHandle::connections).sum()
+    }
+
+    /// Guests that are attached and may write.
+    fn writers(&self) -> usize {
+        self.all().map(ExportHandle::writers).sum()
+    }
+
+    fn close(self, how: Disconnect) {
+        std::iter::once(self.unix)
+            .chain(self.tls)
+            .for_each(|handle| handle.close(how));
+    }
 }
 
 /// A replica and its merge task.
@@ -52,7 +98,7 @@ pub(super) struct ReplicaSide {
 }
 
 /// Path of a disk's NBD socket.
-pub(super) fn socket_path(run_dir: &Path, group: &GroupName, disk: &DiskName) -> PathBuf {
+pub(super) fn socket_path(run_dir: &Path, group: &GroupName, disk: &impl Display) -> PathBuf {
     run_dir.join(group.as_str()).join(format!("{disk}.sock"))
 }
 
@@ -148,12 +194,11 @@ impl SourceSide {
                 .group
                 .tracked(disk.disk)
                 .ok_or("a disk of the group is not open")?;
-            let path = socket_path(&context.run_dir, &row.name, &disk.name);
             let export = Export {
                 name: disk.name.to_string(),
                 image,
             };
-            match context.nbd.bind_unix(&path, export) {
+            match ServedDisk::open(context, row, export) {
                 Ok(server) => self.servers.push(server),
                 // Those that are bound are the caller's to end.
                 Err(e) => return Err(chain(&e)),
@@ -174,7 +219,7 @@ impl SourceSide {
 
     /// Guests that are attached and may write.
     pub(super) fn writers(&self) -> usize {
-        self.servers.iter().map(ExportHandle::writers).sum()
+        self.servers.iter().map(ServedDisk::writers).sum()
     }
 
     /// Stops sending, if it does; gives the last cycle that was acknowledged meanwhile.

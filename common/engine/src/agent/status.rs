@@ -57,6 +57,8 @@ pub struct CertificateStatus {
     pub identity: String,
     /// Its end.
     pub not_after: UnixMillis,
+    /// Why others refuse it now, and what to do.
+    pub problem: Option<String>,
 }
 
 /// One group at this site.
@@ -111,6 +113,8 @@ pub struct DiskStatus {
     pub format: ImageFormat,
     /// Where a hypervisor attaches, while the group is open here.
     pub nbd_uri: Option<String>,
+    /// Where a hypervisor of another host attaches, if the agent has a port for that.
+    pub nbd_tls_uri: Option<String>,
     /// NBD connections now.
     pub clients: u32,
 }

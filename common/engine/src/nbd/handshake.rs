@@ -20,8 +20,8 @@ pub(super) const OPTIONS_MAX: usize = 256;
 pub(super) enum Start {
     /// At the very beginning.
     Greeting,
-    /// After the TLS handshake: the client's flags are known, options follow.
-    Options(ClientFlags),
+    /// At the first request: the negotiation took place elsewhere.
+    Agreed(Session),
 }
 
 /// A negotiation that failed.
@@ -37,7 +37,7 @@ pub(super) enum HandshakeError {
     TooSlow,
 }
 
-/// Negotiates. `None` when the client went away in good order.
+/// Negotiates, if that was not done. `None` when the client went away in good order.
 pub(super) fn negotiate(
     stream: &UnixStream,
     exports: &[ExportFacts],
@@ -48,7 +48,7 @@ pub(super) fn negotiate(
         deadline: Instant::now() + HANDSHAKE_TIME_MAX,
     };
     let client = match start {
-        Start::Options(client) => client,
+        Start::Agreed(session) => return Ok(Some(session)),
         Start::Greeting => {
             wire.send(&greeting())?;
             let mut flags = [0; 4];

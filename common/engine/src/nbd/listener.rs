@@ -1,4 +1,4 @@
-//! The connections of one socket: who is let in, who is counted, how all of them end.
+//! The connections of one export: who is let in, who is counted, how all of them end.
 //!
 //! # Invariants
 //! 1. After `closing` is set no connection is added; both happen under one lock.
@@ -23,14 +23,14 @@ use super::connection::Connection;
 use super::handshake::{self, Start};
 use super::{Disconnect, Export, GRACE, NbdServer};
 
-/// A socket's share of the process's payload memory: one in this many, so that a single guest
+/// An export's share of the process's payload memory: one in this many, so that a single guest
 /// cannot starve the others.
 const SHARE: usize = 4;
 
-/// One socket.
+/// One export behind a unix socket, or by its name behind the TLS port.
 pub(super) struct Listener {
-    facts: Vec<ExportFacts>,
-    images: Vec<Arc<dyn Image>>,
+    facts: ExportFacts,
+    image: Arc<dyn Image>,
     pub(super) budgets: Budgets,
     /// Threads beyond the first of each connection, in the whole process.
     pub(super) followers: Arc<AtomicUsize>,
@@ -58,23 +58,21 @@ struct Open {
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Listener")
-            .field("exports", &self.facts)
+            .field("export", &self.facts)
             .finish_non_exhaustive()
     }
 }
 
 impl Listener {
-    pub(super) fn new(server: &NbdServer, exports: Vec<Export>) -> Self {
-        let facts = exports.iter().map(facts_of).collect();
-        let images = exports.into_iter().map(|export| export.image).collect();
+    pub(super) fn new(server: &NbdServer, export: Export) -> Self {
         let share = Budget::new(server.limits.payload_bytes / SHARE);
         let budgets = Budgets {
             socket: Arc::new(share),
             process: Arc::clone(&server.payload),
         };
         Self {
-            facts,
-            images,
+            facts: facts_of(&export),
+            image: export.image,
             budgets,
             followers: Arc::clone(&server.followers),
             connections_max: server.limits.connections_per_socket,
@@ -85,7 +83,7 @@ impl Listener {
         }
     }
 
-    /// Ends when the socket is closed.
+    /// Ends when the export is closed.
     pub(super) fn closed(&self) -> WaitForCancellationFuture<'_> {
         self.closed.cancelled()
     }
@@ -101,8 +99,9 @@ impl Listener {
         (live.attached, live.writers)
     }
 
-    pub(super) fn connections_max(&self) -> usize {
-        self.connections_max
+    /// What clients are told of the export.
+    pub(super) fn facts(&self) -> &ExportFacts {
+        &self.facts
     }
 
     /// Serves a new connection on a thread of its own, or drops it when there are too many.
@@ -229,7 +228,7 @@ impl Drop for Attached<'_> {
 }
 
 fn serve(listener: &Arc<Listener>, stream: &Arc<UnixStream>, start: Start) {
-    let session = match handshake::negotiate(stream, &listener.facts, start) {
+    let session = match handshake::negotiate(stream, std::slice::from_ref(&listener.facts), start) {
         Ok(Some(session)) => session,
         Ok(None) => return,
         Err(error) => {
@@ -241,10 +240,10 @@ fn serve(listener: &Arc<Listener>, stream: &Arc<UnixStream>, start: Start) {
 }
 
 fn transmit(listener: &Arc<Listener>, stream: &Arc<UnixStream>, session: Session) {
-    let name = &listener.facts[session.export].name;
+    let name = &listener.facts.name;
     let attached = Attached::new(listener, !session.limits.read_only);
     tracing::info!(disk = %name, "NBD client attached");
-    let image = Arc::clone(&listener.images[session.export]);
+    let image = Arc::clone(&listener.image);
     match Connection::new(
         Arc::clone(listener),
         Arc::clone(stream),

@@ -3,13 +3,14 @@
 //! # Invariants
 //! 1. A method without a row is denied to everybody.
 //! 2. `Replication` is open to the agent of the other site of our own pair, and to nobody else.
+//! 3. Disks are open over TLS to those that [`may_attach`] names, and to nobody else.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
-use sitepair_certs::{Holder, Identity};
+use sitepair_certs::{Admits, Holder, Identity};
 use sitepair_model::ids::{PairName, Site};
 use tonic::Status;
 use tonic::body::Body;
@@ -62,6 +63,22 @@ const ROWS: &[(&str, Access)] = &[
         Access::Everybody,
     ),
 ];
+
+/// Whom the NBD port lets in: holders of our own pair, of these kinds.
+pub const ATTACH: Admits = Admits {
+    holder: may_attach,
+    words: "an operator, an admin or an agent of the pair",
+};
+
+/// Decides whether a holder may attach to disks over TLS, to read and write them: those who may move a group
+/// between the sites, and the agents. A viewer may look at status, not at a guest's data.
+#[must_use]
+pub fn may_attach(holder: &Holder) -> bool {
+    match holder {
+        Holder::Operator(_) | Holder::Admin(_) | Holder::Agent(_) => true,
+        Holder::Viewer(_) => false,
+    }
+}
 
 /// The row of a method, by its path.
 #[must_use]

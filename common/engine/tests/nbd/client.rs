@@ -79,12 +79,21 @@ impl<S: Read + Write> Client<S> {
     }
 
     pub(crate) fn negotiate(&mut self) {
+        self.negotiate_named("sda");
+    }
+
+    pub(crate) fn negotiate_named(&mut self, name: &str) {
+        let mut named = u32::try_from(name.len()).unwrap().to_be_bytes().to_vec();
+        named.extend_from_slice(name.as_bytes());
         self.option(8, b"");
         assert_eq!(self.option_reply().1, 1);
-        self.option(10, b"\0\0\0\x03sda\0\0\0\x01\0\0\0\x0fbase:allocation");
+        self.option(
+            10,
+            &[&named[..], b"\0\0\0\x01\0\0\0\x0fbase:allocation"].concat(),
+        );
         assert_eq!(self.option_reply().1, 4);
         assert_eq!(self.option_reply().1, 1);
-        self.option(7, b"\0\0\0\x03sda\0\0");
+        self.option(7, &[&named[..], b"\0\0"].concat());
         while self.option_reply().1 != 1 {}
         self.structured = true;
     }

@@ -1,72 +1,66 @@
-//! TCP with TLS: certificates of both ends, real clients, and what happens before TLS.
+//! TCP with TLS: certificates of both ends, real clients, what happens before TLS, and exports that come and
+//! go. All certificates are made and checked by the same code as in agents.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
-use sitepair_engine::nbd::{Disconnect, Export, ExportHandle, NbdLimits, NbdServer};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use sitepair_certs::{
+    Ca, Expected, Holder, TlsPaths, TlsStore, Validity, agent_dns_name, write_key, write_public,
+};
+use sitepair_engine::nbd::{
+    BindError, Disconnect, Export, ExportHandle, NbdLimits, NbdServer, TlsPort,
+};
+use sitepair_engine::wire::roles::ATTACH;
+use sitepair_model::ids::{PairName, Site};
 
 use crate::client::Client;
 use crate::eventually;
 use crate::image::Memory;
 
 const SIZE: usize = 4 << 20;
+type Secured = Client<StreamOwned<ClientConnection, TcpStream>>;
 
-/// A certificate and its key, both as PEM.
-struct Pem(String, String);
-
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, "test authority");
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn issue(&self, name: &str) -> Pem {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params
-            .distinguished_name
-            .push(rcgen::DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        Pem(certificate.pem(), key.serialize_pem())
-    }
-
-    fn roots(&self) -> Arc<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
-        Arc::new(roots)
-    }
+fn pair() -> PairName {
+    "acme".parse().unwrap()
 }
 
-impl Pem {
-    fn rustls(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        let certificate = CertificateDer::from_pem_slice(self.0.as_bytes()).unwrap();
-        (
-            vec![certificate],
-            PrivateKeyDer::from_pem_slice(self.1.as_bytes()).unwrap(),
-        )
-    }
+fn operator() -> Holder {
+    Holder::Operator("ann".parse().unwrap())
+}
+
+fn a_ca() -> Ca {
+    Ca::create(&pair(), Validity::days(SystemTime::now(), 30)).unwrap()
+}
+
+/// Certificate files as QEMU and libnbd want them; an agent takes any names.
+fn write(folder: &Path, issuer: &Ca, trusted: &Ca, holder: &Holder) -> TlsPaths {
+    let validity = Validity::days(SystemTime::now(), 30);
+    let issued = issuer.issue(&pair(), holder, validity).unwrap();
+    let paths = TlsPaths {
+        ca: folder.join("ca-cert.pem"),
+        certificate: folder.join("client-cert.pem"),
+        key: folder.join("client-key.pem"),
+        crl: None,
+    };
+    write_public(&paths.ca, trusted.certificate_pem()).unwrap();
+    write_public(&paths.certificate, &issued.certificate_pem).unwrap();
+    write_key(&paths.key, &issued.key_pem).unwrap();
+    paths
 }
 
 struct Secure {
-    handle: Option<ExportHandle>,
-    authority: Authority,
+    port: TlsPort,
+    exports: Vec<ExportHandle>,
+    ca: Ca,
+    store: Arc<TlsStore>,
     memory: Arc<Memory>,
+    folder: tempfile::TempDir,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -75,89 +69,112 @@ impl Secure {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
-            .build();
-        let runtime = runtime.unwrap();
-        let authority = Authority::new();
-        let (chain, key) = authority.issue("127.0.0.1").rustls();
-        let verifier = WebPkiClientVerifier::builder(authority.roots())
             .build()
             .unwrap();
-        let config = ServerConfig::builder()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, key)
-            .unwrap();
-        let config = Arc::new(config);
-        let memory = Arc::new(Memory::new(SIZE));
-        let exports = ["sda", "sdb"].map(|name| Export {
-            name: name.into(),
-            image: memory.clone(),
-        });
-        let handle = {
+        let ca = a_ca();
+        let folder = tempfile::tempdir().unwrap();
+        let mut paths = write(folder.path(), &ca, &ca, &Holder::Agent(Site::Primary));
+        let crl = folder.path().join("crl.pem");
+        write_public(&crl, &ca.revocation_list(&[], SystemTime::now()).unwrap()).unwrap();
+        paths.crl = Some(crl);
+        let store = TlsStore::load(paths, pair(), Expected::Agent(Site::Primary)).unwrap();
+        let store = Arc::new(store);
+        let port = {
             let _inside = runtime.enter();
+            let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let socket = tokio::net::TcpListener::from_std(socket).unwrap();
+            let shown = Arc::clone(&store);
             NbdServer::new(NbdLimits::default())
-                .bind_tcp_tls(
-                    "127.0.0.1:0".parse().unwrap(),
-                    Arc::new(move || config.clone()),
-                    exports.into(),
+                .open_tls(
+                    socket,
+                    Arc::new(move || shown.current().plain_server(ATTACH)),
                 )
                 .unwrap()
         };
-        Self {
-            handle: Some(handle),
-            authority,
-            memory,
+        let mut secure = Self {
+            port,
+            exports: Vec::new(),
+            ca,
+            store,
+            memory: Arc::new(Memory::new(SIZE)),
+            folder,
             _runtime: runtime,
-        }
+        };
+        secure.exports = ["vm/sda", "vm/sdb"]
+            .map(|name| secure.add(name).unwrap())
+            .into();
+        secure
     }
 
-    fn address(&self) -> SocketAddr {
-        self.handle.as_ref().unwrap().address().unwrap()
+    fn add(&self, name: &str) -> Result<ExportHandle, BindError> {
+        self.port.add(Export {
+            name: name.into(),
+            image: self.memory.clone(),
+        })
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.address()).unwrap();
+        let stream = TcpStream::connect(self.port.address()).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
         stream
     }
 
-    fn client_config(&self, authority: &Authority) -> Arc<ClientConfig> {
-        let (chain, key) = authority.issue("guest").rustls();
-        let config = ClientConfig::builder().with_root_certificates(self.authority.roots());
-        Arc::new(config.with_client_auth_cert(chain, key).unwrap())
-    }
-
-    fn secured(&self) -> Client<StreamOwned<ClientConnection, TcpStream>> {
+    /// A connection past the TLS handshake as far as the client can tell.
+    fn secured(&self, config: Arc<ClientConfig>) -> Secured {
         let mut plain = Client::over(self.connect());
         plain.greet();
         plain.option(5, b"");
         assert_eq!(plain.option_reply(), (5, 1, vec![]));
-        let name = ServerName::try_from("127.0.0.1").unwrap();
-        let tls = ClientConnection::new(self.client_config(&self.authority), name).unwrap();
+        let name = ServerName::try_from(agent_dns_name(&pair(), Site::Primary)).unwrap();
+        let tls = ClientConnection::new(config, name).unwrap();
         Client::over(StreamOwned::new(tls, plain.stream))
     }
 
-    /// A directory as QEMU and libnbd want their certificates.
-    fn certificates(&self, directory: &Path) {
-        let client = self.authority.issue("guest");
-        std::fs::write(directory.join("ca-cert.pem"), self.authority.0.pem()).unwrap();
-        std::fs::write(directory.join("client-cert.pem"), client.0).unwrap();
-        std::fs::write(directory.join("client-key.pem"), client.1).unwrap();
+    fn as_operator(&self) -> Secured {
+        self.secured(client_config(&self.ca, &self.ca, &operator()))
     }
+
+    fn attached(&self) -> (usize, usize) {
+        let all = |count: fn(&ExportHandle) -> usize| self.exports.iter().map(count).sum();
+        (all(ExportHandle::connections), all(ExportHandle::writers))
+    }
+}
+
+fn client_config(issuer: &Ca, trusted: &Ca, holder: &Holder) -> Arc<ClientConfig> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut paths = write(folder.path(), issuer, trusted, holder);
+    // Its own check would refuse a foreign one before the other end can.
+    paths.ca = folder.path().join("own-ca.pem");
+    write_public(&paths.ca, issuer.certificate_pem()).unwrap();
+    let expected = match holder {
+        Holder::Agent(site) => Expected::Agent(*site),
+        Holder::Admin(_) | Holder::Operator(_) | Holder::Viewer(_) => Expected::Person,
+    };
+    let store = TlsStore::load(paths, pair(), expected).unwrap();
+    store.current().client(Site::Primary).unwrap()
+}
+
+/// Whether the server ends the connection in answer to a request for the list of exports.
+fn is_refused(mut client: Secured) -> bool {
+    let asked = client.stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\0\0");
+    asked.is_err() || client.stream.read_exact(&mut [0; 20]).is_err()
 }
 
 #[test]
 fn a_client_with_a_certificate_reads_and_writes() {
     let secure = Secure::new();
-    let mut client = secure.secured();
-    client.negotiate();
+    let mut client = secure.as_operator();
+    client.negotiate_named("vm/sda");
     let data: Vec<u8> = (0..2 << 20)
         .map(|at| u8::try_from(at % 249).unwrap())
         .collect();
     assert_eq!(client.write(1, 0, &data), 0);
     assert!(client.read(0, 2 << 20) == data);
     assert!(secure.memory.durable()[..2 << 20] == data);
+    assert_eq!(secure.attached(), (1, 1), "counted as one that may write");
 }
 
 #[test]
@@ -166,21 +183,21 @@ fn before_tls_nothing_is_told_and_afterwards_nothing_is_remembered() {
     let mut plain = Client::over(secure.connect());
     plain.greet();
     for code in [3, 6, 7, 8, 9, 10, 11] {
-        plain.option(code, b"\0\0\0\x03sda\0\0");
+        plain.option(code, b"\0\0\0\x06vm/sda\0\0");
         assert_eq!(plain.option_reply(), (code, (1 << 31) | 5, vec![]));
     }
-    plain.option(1, b"sda");
+    plain.option(1, b"vm/sda");
     assert!(plain.is_closed());
     // Structured replies that were asked for before TLS were refused, so a context needs them anew.
-    let mut client = secure.secured();
-    client.option(10, b"\0\0\0\x03sda\0\0\0\x01\0\0\0\x0fbase:allocation");
+    let mut client = secure.as_operator();
+    client.option(10, b"\0\0\0\x06vm/sda\0\0\0\x01\0\0\0\x0fbase:allocation");
     assert_eq!(client.option_reply().1, (1 << 31) | 3);
     client.option(5, b"");
     assert_eq!(client.option_reply().1, (1 << 31) | 1);
 }
 
 #[test]
-fn bytes_injected_behind_starttls_and_foreign_certificates_are_refused() {
+fn bytes_injected_behind_starttls_are_refused() {
     let secure = Secure::new();
     let mut injected = secure.connect();
     injected.read_exact(&mut [0; 18]).unwrap();
@@ -193,59 +210,126 @@ fn bytes_injected_behind_starttls_and_foreign_certificates_are_refused() {
         !answer.windows(3).any(|three| three == b"sda"),
         "{answer:?}"
     );
-
-    let mut plain = Client::over(secure.connect());
-    plain.greet();
-    plain.option(5, b"");
-    plain.option_reply();
-    let name = ServerName::try_from("127.0.0.1").unwrap();
-    let foreign = secure.client_config(&Authority::new());
-    let tls = ClientConnection::new(foreign, name).unwrap();
-    let mut stream = StreamOwned::new(tls, plain.stream);
-    let _ = stream.write_all(b"IHAVEOPT\0\0\0\x03\0\0\0\0");
-    assert!(stream.read_exact(&mut [0; 20]).is_err());
-    assert_eq!(secure.handle.as_ref().unwrap().connections(), 0);
 }
 
 #[test]
-fn a_close_reaches_clients_behind_tls() {
+fn only_operators_admins_and_agents_of_the_pair_get_in() {
+    let secure = Secure::new();
+    for holder in [
+        operator(),
+        Holder::Admin("root".parse().unwrap()),
+        Holder::Agent(Site::Primary),
+        Holder::Agent(Site::Secondary),
+    ] {
+        let config = client_config(&secure.ca, &secure.ca, &holder);
+        assert!(!is_refused(secure.secured(config)), "{holder}");
+    }
+    let viewer = Holder::Viewer("wall".parse().unwrap());
+    let viewer = client_config(&secure.ca, &secure.ca, &viewer);
+    assert!(is_refused(secure.secured(viewer)));
+    // Its issuer has the same name, and issued for the same pair.
+    let foreign = client_config(&a_ca(), &secure.ca, &operator());
+    assert!(is_refused(secure.secured(foreign)));
+    assert_eq!(secure.attached(), (0, 0));
+}
+
+#[test]
+fn a_revoked_certificate_is_refused_from_the_next_connection_on() {
+    let secure = Secure::new();
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write(folder.path(), &secure.ca, &secure.ca, &operator());
+    let own = TlsStore::load(paths, pair(), Expected::Person)
+        .unwrap()
+        .current();
+    let config = own.client(Site::Primary).unwrap();
+    assert!(!is_refused(secure.secured(Arc::clone(&config))));
+    let revoked = [own.identity().serial.clone()];
+    let list = secure
+        .ca
+        .revocation_list(&revoked, SystemTime::now())
+        .unwrap();
+    write_public(&secure.folder.path().join("crl.pem"), &list).unwrap();
+    assert!(secure.store.reload_if_changed().unwrap());
+    assert!(is_refused(secure.secured(config)));
+}
+
+#[test]
+fn exports_come_and_go_and_only_their_own_clients_with_them() {
     let mut secure = Secure::new();
-    let mut client = secure.secured();
-    client.negotiate();
-    eventually("it is counted", || {
-        secure.handle.as_ref().unwrap().connections() == 1
-    });
-    secure.handle.take().unwrap().close(Disconnect::Graceful);
-    assert!(client.is_closed());
+    let (mut first, mut second) = (secure.as_operator(), secure.as_operator());
+    first.negotiate_named("vm/sda");
+    second.negotiate_named("vm/sdb");
+    eventually("both are counted", || secure.attached() == (2, 2));
+    assert!(matches!(secure.add("vm/sda"), Err(BindError::NameInUse(_))));
+
+    let mut late = secure.as_operator();
+    late.option(3, b"");
+    assert_eq!(late.option_reply().1, 2, "the server shows its exports");
+    secure.exports.remove(0).close(Disconnect::Graceful);
+    assert!(first.is_closed());
+    assert_eq!(second.write(1, 0, &[7; 512]), 0, "the other goes on");
+    assert_eq!(secure.attached(), (1, 1));
+    // One who saw the export before it closed, and chooses it now.
+    late.option_reply();
+    late.option_reply();
+    late.option(7, b"\0\0\0\x06vm/sda\0\0");
+    while late.option_reply().1 == 3 {}
+    assert!(late.is_closed());
+
+    let mut after = secure.as_operator();
+    after.option(7, b"\0\0\0\x06vm/sda\0\0");
+    assert_eq!(after.option_reply().1, (1 << 31) | 6, "unknown now");
+    after.option(7, b"\0\0\0\0\0\0");
+    assert_eq!(
+        after.option_reply().1,
+        (1 << 31) | 6,
+        "no name means no disk"
+    );
+    let again = secure.add("vm/sda").unwrap();
+    secure.exports.push(again);
+    let mut back = secure.as_operator();
+    back.negotiate_named("vm/sda");
+    assert_eq!(back.read(0, 512), [7; 512]);
+}
+
+/// Runs a real client with a folder of certificates made for `holder`.
+fn real_clients(secure: &Secure, holder: &Holder) -> [Output; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), &secure.ca, &secure.ca, holder);
+    let (folder, port) = (folder.path().display(), secure.port.address().port());
+    let name = agent_dns_name(&pair(), Site::Primary);
+    let qemu = Command::new("qemu-img")
+        .args(["info", "--object"])
+        .arg(format!(
+            "tls-creds-x509,id=tls0,endpoint=client,dir={folder}"
+        ))
+        .arg("--image-opts")
+        .arg(format!(
+            "driver=nbd,host=127.0.0.1,port={port},tls-creds=tls0,tls-hostname={name},export=vm/sda"
+        ))
+        .output()
+        .expect("qemu-img is needed for this test: install the Debian package qemu-utils");
+    // Older libraries cannot be told the name in the certificate, so the client does not check it here.
+    let nbdinfo = Command::new("nbdinfo")
+        .arg(format!(
+            "nbds://127.0.0.1:{port}/vm/sdb?tls-certificates={folder}&tls-verify-peer=false"
+        ))
+        .output()
+        .expect("nbdinfo is needed for this test: install the Debian package libnbd-bin");
+    [qemu, nbdinfo]
 }
 
 #[test]
 fn qemu_img_and_nbdinfo_connect_over_tls() {
     let secure = Secure::new();
-    let directory = tempfile::tempdir().unwrap();
-    secure.certificates(directory.path());
-    let port = secure.address().port();
-    let directory = directory.path().display();
-    let qemu = Command::new("qemu-img")
-        .args(["info", "--object"])
-        .arg(format!(
-            "tls-creds-x509,id=tls0,endpoint=client,dir={directory}"
-        ))
-        .arg("--image-opts")
-        .arg(format!(
-            "driver=nbd,host=127.0.0.1,port={port},tls-creds=tls0,export=sda"
-        ))
-        .output()
-        .expect("qemu-img is needed for this test: install the Debian package qemu-utils");
+    let [qemu, nbdinfo] = real_clients(&secure, &operator());
     let printed = String::from_utf8_lossy(&qemu.stdout);
     assert!(printed.contains("4 MiB (4194304 bytes)"), "{qemu:?}");
-    let nbdinfo = Command::new("nbdinfo")
-        .arg(format!(
-            "nbds://127.0.0.1:{port}/sdb?tls-certificates={directory}"
-        ))
-        .output()
-        .expect("nbdinfo is needed for this test: install the Debian package libnbd-bin");
     let printed = String::from_utf8_lossy(&nbdinfo.stdout);
-    assert!(printed.contains("export=\"sdb\""), "{nbdinfo:?}");
+    assert!(printed.contains("export=\"vm/sdb\""), "{nbdinfo:?}");
     assert!(printed.contains("with TLS"), "{nbdinfo:?}");
+    let viewer = Holder::Viewer("wall".parse().unwrap());
+    for refused in real_clients(&secure, &viewer) {
+        assert!(!refused.status.success(), "{refused:?}");
+    }
 }

@@ -203,6 +203,8 @@ pub struct Negotiation<'a> {
     exports: &'a [ExportFacts],
     tls: TlsPhase,
     client: ClientFlags,
+    /// Whether the empty name stands for the only export.
+    has_default: bool,
     structured: bool,
     /// The export for which `base:allocation` was agreed on.
     context_for: Option<usize>,
@@ -216,8 +218,19 @@ impl<'a> Negotiation<'a> {
             exports,
             tls,
             client,
+            has_default: true,
             structured: false,
             context_for: None,
+        }
+    }
+
+    /// Takes the empty name as nobody's, for servers whose exports come and go: which one is the only one
+    /// would be a matter of chance.
+    #[must_use]
+    pub fn by_name_only(self) -> Self {
+        Self {
+            has_default: false,
+            ..self
         }
     }
 
@@ -258,9 +271,9 @@ impl<'a> Negotiation<'a> {
         }
     }
 
-    /// The export of a name. The empty name stands for the only export.
+    /// The export of a name. The empty name stands for the only export, unless names are needed.
     fn find(&self, name: &str) -> Option<usize> {
-        if name.is_empty() && self.exports.len() == 1 {
+        if name.is_empty() && self.has_default && self.exports.len() == 1 {
             return Some(0);
         }
         self.exports.iter().position(|export| export.name == name)

@@ -60,6 +60,7 @@ pub(super) fn status_reply(s: AgentStatus, now: UnixMillis) -> proto::StatusRepl
                 .0
                 .saturating_sub(now.0)
                 .div_euclid(DAY_MS),
+            message: s.certificate.problem.unwrap_or_default(),
         }),
         groups: s.groups.into_iter().map(group).collect(),
         health: health(s.health).into(),
@@ -120,6 +121,7 @@ pub(super) fn disk(d: DiskStatus) -> proto::DiskStatus {
         size_bytes: d.size_bytes,
         format: format_name(d.format).to_owned(),
         nbd_uri: d.nbd_uri.unwrap_or_default(),
+        nbd_tls_uri: d.nbd_tls_uri.unwrap_or_default(),
         clients: d.clients,
     }
 }

@@ -121,3 +121,18 @@ fn a_method_without_a_row_is_denied_to_everybody() {
         assert!(authorize(&own(), &admin, path).is_err(), "{path:?}");
     }
 }
+
+#[test]
+fn viewers_and_nobody_else_of_the_pair_are_kept_from_disks() {
+    let name = || "ann".parse().unwrap();
+    for (holder, allowed) in [
+        (Holder::Agent(Site::Primary), true),
+        (Holder::Agent(Site::Secondary), true),
+        (Holder::Admin(name()), true),
+        (Holder::Operator(name()), true),
+        (Holder::Viewer(name()), false),
+    ] {
+        assert_eq!(may_attach(&holder), allowed, "{holder}");
+        assert_eq!((ATTACH.holder)(&holder), allowed, "{holder}");
+    }
+}
