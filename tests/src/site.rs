@@ -42,6 +42,20 @@ pub struct PairOptions {
     pub keep_points: u32,
     /// Further settings: `(table, key, value)`.
     pub settings: Vec<(&'static str, &'static str, toml::Value)>,
+    /// How the agents reach each other.
+    pub link: Link,
+    /// Where the pair's folder is made; the system's folder for temporary files if nowhere else. Paths
+    /// of unix sockets, which are in it, must be short.
+    pub below: Option<PathBuf>,
+}
+
+/// The way from one agent to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// Through a proxy that can cut, slow and count.
+    Proxied,
+    /// Straight: for measuring, since a proxy costs more than the agents do.
+    Direct,
 }
 
 impl Default for PairOptions {
@@ -52,6 +66,8 @@ impl Default for PairOptions {
             interval: "1s".into(),
             keep_points: 24,
             settings: Vec::new(),
+            link: Link::Proxied,
+            below: None,
         }
     }
 }
@@ -114,9 +130,10 @@ impl Pair {
     fn prepare(options: PairOptions) -> Result<Self> {
         let bins = bins()?;
         // Under the system's folder for temporary files: paths of unix sockets must be short.
+        let below = options.below.clone().unwrap_or_else(std::env::temp_dir);
         let folder = tempfile::Builder::new()
             .prefix("sitepair-")
-            .tempdir()
+            .tempdir_in(below)
             .context("make a folder for the pair")?;
         let (first, second) = (ReservedPort::reserve()?, ReservedPort::reserve()?);
         init(
@@ -136,8 +153,12 @@ impl Pair {
         };
         let primary = agent(Site::Primary, first.address())?;
         let secondary = agent(Site::Secondary, second.address())?;
-        configure(&primary.folder, &options, secondary.proxy.address())?;
-        configure(&secondary.folder, &options, primary.proxy.address())?;
+        let reach = |agent: &Agent| match options.link {
+            Link::Proxied => agent.proxy.address(),
+            Link::Direct => agent.address,
+        };
+        configure(&primary.folder, &options, reach(&secondary))?;
+        configure(&secondary.folder, &options, reach(&primary))?;
         let ctl = Ctl::new(
             &bins.sitepair,
             &folder.path().join("operator/sitepair.toml"),

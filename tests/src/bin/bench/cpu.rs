@@ -38,6 +38,30 @@ fn seconds(clock: ClockId) -> f64 {
     Duration::new(whole, nanos).as_secs_f64()
 }
 
+/// What a process holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    pub(crate) resident_bytes: u64,
+    pub(crate) threads: u64,
+}
+
+/// What a process holds now.
+pub(crate) fn memory(id: u32) -> Result<Memory> {
+    let path = format!("/proc/{id}/status");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        number
+            .and_then(|number| number.parse::<u64>().ok())
+            .with_context(|| format!("{name} is not in {path}"))
+    };
+    Ok(Memory {
+        resident_bytes: field("VmRSS:")? * 1024,
+        threads: field("Threads:")?,
+    })
+}
+
 struct Stat {
     own: f64,
     children: f64,
@@ -99,5 +123,6 @@ mod tests {
         while thread() - before.1 < 0.02 {}
         assert!(own() > before.0);
         assert!(process(std::process::id()).unwrap() > 0.0);
+        assert!(memory(std::process::id()).unwrap().threads > 0);
     }
 }

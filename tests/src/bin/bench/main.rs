@@ -11,6 +11,7 @@ mod cpu;
 mod fio;
 mod guest;
 mod mixed;
+mod pair;
 mod pki;
 mod qemu;
 mod servers;
@@ -27,8 +28,12 @@ use clap::{Parser, ValueEnum};
 enum Name {
     /// Guest writes over NBD: tracked, untracked, and qemu-nbd.
     Guest,
-    /// What initial replication is measured against: a bare TLS copy, and qemu-img.
-    Copy,
+    /// Initial replication, beside a bare TLS copy and qemu-img.
+    Initial,
+    /// Cycles with scattered changes: how long, and how much on the wire.
+    Cycle,
+    /// Memory and processor time of many protected disks that nobody writes to.
+    Idle,
 }
 
 #[derive(Debug, Parser)]
@@ -57,6 +62,12 @@ struct Args {
     /// Size of the image that is replicated; half of it is data.
     #[arg(long, default_value_t = 4096)]
     image_mib: u64,
+    /// Idle disks, each in a group of its own.
+    #[arg(long, default_value_t = 200)]
+    disks: u64,
+    /// How long they are watched.
+    #[arg(long, default_value_t = 30)]
+    idle_seconds: u64,
 }
 
 fn main() -> ExitCode {
@@ -75,8 +86,18 @@ fn run(args: &Args) -> Result<()> {
     if wanted(Name::Guest) {
         guest::run(args, folder.path())?;
     }
-    if wanted(Name::Copy) {
-        copies(args, folder.path())?;
+    if wanted(Name::Initial) || wanted(Name::Cycle) {
+        let image = folder.path().join("source.raw");
+        let data_bytes = mixed::create(&image, args.image_mib << 20)?;
+        if wanted(Name::Initial) {
+            initial(args, folder.path(), &image, data_bytes)?;
+        }
+        if wanted(Name::Cycle) {
+            pair::cycles(args, folder.path(), &image)?;
+        }
+    }
+    if wanted(Name::Idle) {
+        pair::idle(args, folder.path())?;
     }
     Ok(())
 }
@@ -94,22 +115,42 @@ fn folder(below: Option<&Path>) -> Result<tempfile::TempDir> {
         .with_context(|| format!("make a folder in {}", below.display()))
 }
 
-fn copies(args: &Args, folder: &Path) -> Result<()> {
-    let source = folder.join("source.raw");
-    let data_bytes = mixed::create(&source, args.image_mib << 20)?;
+/// Three ways to bring one image to the other side, in turns.
+fn initial(args: &Args, folder: &Path, image: &Path, data_bytes: u64) -> Result<()> {
     let pki = pki::Pki::create(&folder.join("pki"))?;
-    let mut table = table::Table::new(&["copy", "MiB/s", "sender s/GiB", "receiver s/GiB"]);
-    let mut runs = [Vec::new(), Vec::new()];
+    let (mut ours, mut bare, mut qemu) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..args.rounds {
-        runs[0].push(bare::copy(&source, &folder.join("target.raw"), &pki)?);
+        bare.push(bare::copy(image, &folder.join("bare.raw"), &pki)?);
+        ours.push(pair::initial(folder, image)?);
         // Once is enough for what is several times slower.
         if round == 0 {
-            runs[1].push(qemu::convert(&source, folder, &pki)?);
+            qemu.push(qemu::convert(image, folder, &pki)?);
         }
     }
-    for (name, runs) in ["bare TLS", "qemu-img"].iter().zip(&runs) {
-        table.row(cpu::Copied::cells(name, runs, data_bytes));
+    let seconds = |runs: &[cpu::Copied]| runs.iter().map(|run| run.seconds).collect::<Vec<_>>();
+    let mut table = table::Table::new(&[
+        "copy of an image over mutual TLS",
+        "MiB/s",
+        "sender, processor s/GiB",
+        "receiver, processor s/GiB",
+        "speed to bare TLS",
+    ]);
+    for (name, runs) in [
+        ("bare TLS", &bare),
+        ("initial replication", &ours),
+        ("qemu-img convert", &qemu),
+    ] {
+        let mut row = cpu::Copied::cells(name, runs, data_bytes);
+        let ratio = table::ratio(&seconds(&bare), &seconds(runs));
+        row.push(format!("{ratio:.2}"));
+        table.row(row);
     }
+    say(&format!(
+        "{} MiB of data in an image of {} MiB, {} runs",
+        data_bytes >> 20,
+        args.image_mib,
+        args.rounds
+    ));
     say(&table.to_string());
     Ok(())
 }
