@@ -239,6 +239,7 @@ impl Pair {
     pub(crate) fn operator(&self, site: usize) -> Operator {
         let context = Arc::clone(self.sites[site].context.as_ref().expect("the site runs"));
         let certificate = || CertificateStatus {
+            problem: None,
             identity: "spiffe://acme/operator/ann".to_owned(),
             not_after: UnixMillis(0),
         };
