@@ -11,7 +11,8 @@ pub(crate) struct Cli {
     /// Whom to talk to and as whom; written by `sitepair init`
     #[arg(long, global = true, env = "SITEPAIR_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Talk to this site only [default: the one the command is for]
+    /// Ask this site first; a command about a group goes to the other one if that is the site it is for. `status`
+    /// shows this site only, `protect` protects disks of this site [default: primary]
     #[arg(long, global = true, value_name = "SITE")]
     pub(crate) site: Option<SiteArg>,
     /// How to print
@@ -63,7 +64,7 @@ pub(crate) enum Command {
     Resume(GroupArgs),
     /// Make a recovery point now, and wait until the other site has it
     Cut(CutArgs),
-    /// Move a group to the other site
+    /// Move a group to the other site, and wait until guests can attach there
     Failover(FailoverArgs),
     /// Begin to replicate back, after a failover with --no-reverse
     Reverse(GroupArgs),
@@ -123,6 +124,9 @@ pub(crate) struct ProtectArgs {
     /// Write over files that the other site already has in the replica's place
     #[arg(long)]
     pub(crate) use_existing: bool,
+    /// Wait until initial replication is over and the first recovery point exists
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,16 +1,19 @@
 //! The commands that talk to agents.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use sitepair_proto::v1 as proto;
 
-use crate::cli::{CutArgs, FailoverArgs, ForceOpenArgs, PointArgs, ProtectArgs, UnprotectArgs};
+use crate::cli::{
+    CutArgs, FailoverArgs, ForceOpenArgs, PointArgs, ProtectArgs, SiteArg, UnprotectArgs,
+};
 use crate::error::Failure;
-use crate::fleet::{Fleet, site_name};
+use crate::fleet::{Fit, Fleet, other, site_name};
 use crate::progress;
 use crate::view::{Disk, Done, Export, Job, Point, Points, SCHEMA};
 
-pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs) -> Result<Done, Failure> {
+pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs, bar: bool) -> Result<Done, Failure> {
     let site = fleet.first_site();
     let replicas = pairs("--replica", &args.replicas)?;
     let mut disks = Vec::new();
@@ -52,12 +55,22 @@ pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs) -> Result<Done, Fa
         })
         .await?
         .into_inner();
-    let message = format!(
-        "group {} is protected at the {} site; initial replication has begun",
+    let begun = format!(
+        "group {} is protected at the {} site",
         args.group,
         site_name(site)
     );
+    let (message, cycle) = if args.wait {
+        let point = progress::follow_seed(fleet, site, &args.group, bar).await?;
+        (
+            format!("{begun}; recovery point {point} exists"),
+            Some(point),
+        )
+    } else {
+        (format!("{begun}; initial replication has begun"), None)
+    };
     Ok(Done {
+        cycle,
         disks: reply.disks.into_iter().map(Disk::from).collect(),
         ..Done::new(true, message)
     })
@@ -89,7 +102,7 @@ pub(crate) async fn unprotect(fleet: &Fleet, args: UnprotectArgs) -> Result<Done
     };
     let found = fleet.source(&args.group).await;
     let (_, mut client) = match found {
-        Err(_) if args.force => fleet.find(&args.group, "part", |_| true).await?,
+        Err(_) if args.force => fleet.find(&args.group, "part", |_| Fit::Yes).await?,
         other => other?,
     };
     Ok(done(client.unprotect(request).await?))
@@ -140,7 +153,7 @@ pub(crate) async fn failover(
     args: FailoverArgs,
     bar: bool,
 ) -> Result<Done, Failure> {
-    let (_, mut client) = fleet.source(&args.group).await?;
+    let (site, mut client) = fleet.source(&args.group).await?;
     let request = proto::PlannedFailoverRequest {
         group: args.group.clone(),
         disconnect: args.disconnect,
@@ -152,13 +165,46 @@ pub(crate) async fn failover(
     let job = Job::from(last);
     match job.state {
         "done" => {
-            let message = job.message.clone();
+            let disks = wait_open(fleet, other(site), &args.group).await?;
+            let to = site_name(other(site));
+            let message = format!("{}; guests are served at the {to} site", job.message);
             Ok(Done {
                 job: Some(job),
+                disks,
                 ..Done::new(true, message)
             })
         }
         _ => Err(Failure::Failed(anyhow::anyhow!("{}", job.message))),
+    }
+}
+
+/// How long a new source may take to serve guests.
+const OPEN_WAIT: Duration = Duration::from_secs(60);
+/// Time between two questions.
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Waits until `site` serves the group, and tells where guests attach.
+async fn wait_open(fleet: &Fleet, site: SiteArg, group: &str) -> Result<Vec<Disk>, Failure> {
+    let deadline = Instant::now() + OPEN_WAIT;
+    let name = site_name(site);
+    loop {
+        let why = match fleet.ask(site, group).await.result {
+            Ok(reply) => match reply.groups.into_iter().next() {
+                Some(g) if g.open => return Ok(g.disks.into_iter().map(Disk::from).collect()),
+                Some(g) if !g.messages.is_empty() => g.messages.join("; "),
+                Some(g) => g.activity,
+                None => "it does not know the group".to_owned(),
+            },
+            Err(failure) => failure.to_string(),
+        };
+        if Instant::now() >= deadline {
+            return Err(Failure::Failed(anyhow::anyhow!(
+                "group {group} was handed over, but the {name} site does not serve it after {} s: {why}; \
+                 `sitepair status {group}` tells when it does",
+                OPEN_WAIT.as_secs()
+            )));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
     }
 }
 

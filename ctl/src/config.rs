@@ -47,8 +47,13 @@ impl Config {
                     )
                 })?,
         };
-        let text = std::fs::read_to_string(&path)
-            .with_context(|| format!("read configuration {}", path.display()))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Failure::Usage(format!(
+                "read configuration {}: {e}; give --config FILE or set SITEPAIR_CONFIG \
+                 (`sitepair init` writes one to DIR/operator/sitepair.toml)",
+                path.display()
+            ))
+        })?;
         let mut config: Self =
             toml::from_str(&text).with_context(|| format!("configuration {}", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new(".")).to_owned();

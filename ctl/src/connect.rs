@@ -3,7 +3,7 @@
 use std::io;
 
 use hyper_util::rt::TokioIo;
-use sitepair_certs::{Expected, TlsPaths, TlsStore, dial};
+use sitepair_certs::{DialError, Expected, TlsPaths, TlsStore, dial};
 use sitepair_model::ids::Site;
 use sitepair_proto::v1::control_client::ControlClient;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -33,7 +33,15 @@ pub(crate) async fn connect(config: &Config, site: SiteArg) -> Result<Client, Fa
     let address = config.address(site).to_owned();
     let tls = dial(&store.current(), as_site(site), &address)
         .await
-        .map_err(|e| Failure::Unreachable(format!("{} site: {}", site_name(site), chain(&e))))?;
+        .map_err(|e| {
+            let advice = match e {
+                DialError::Connect { .. } | DialError::Silent { .. } => {
+                    "; check that the agent runs and that its address in the configuration is right"
+                }
+                DialError::Handshake { .. } | DialError::Tls(_) | DialError::PairName { .. } => "",
+            };
+            Failure::Unreachable(format!("{} site: {}{advice}", site_name(site), chain(&e)))
+        })?;
     let mut once = Some(TokioIo::new(tls));
     let connector = tower::service_fn(move |_: Uri| {
         std::future::ready(

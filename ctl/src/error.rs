@@ -11,6 +11,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// An agent said no.
     Refused(String),
+    /// There is nothing of that name.
+    NotFound(String),
     /// No agent could be asked.
     Unreachable(String),
 }
@@ -21,8 +23,18 @@ impl Failure {
         match self {
             Self::Failed(_) => 1,
             Self::Usage(_) => 2,
-            Self::Refused(_) => 3,
+            Self::Refused(_) | Self::NotFound(_) => 3,
             Self::Unreachable(_) => 4,
+        }
+    }
+}
+
+impl Failure {
+    /// The same as a plain failure.
+    pub(crate) fn into_error(self) -> anyhow::Error {
+        match self {
+            Self::Failed(error) => error,
+            other => anyhow::anyhow!("{other}"),
         }
     }
 }
@@ -31,7 +43,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(e) => write!(f, "{e:#}"),
-            Self::Usage(text) => f.write_str(text),
+            Self::Usage(text) | Self::NotFound(text) => f.write_str(text),
             Self::Refused(text) => write!(f, "refused: {text}"),
             Self::Unreachable(text) => write!(f, "not reachable: {text}"),
         }
@@ -54,9 +66,10 @@ impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         use tonic::Code;
         match status.code() {
-            Code::FailedPrecondition | Code::NotFound | Code::PermissionDenied => {
+            Code::FailedPrecondition | Code::PermissionDenied => {
                 Self::Refused(status.message().to_owned())
             }
+            Code::NotFound => Self::NotFound(status.message().to_owned()),
             Code::InvalidArgument => Self::Usage(status.message().to_owned()),
             Code::Unavailable | Code::DeadlineExceeded => Self::Unreachable(told(&status)),
             _ => Self::Failed(anyhow::anyhow!("{}", told(&status))),
@@ -86,4 +99,30 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         next = e.source();
     }
     parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::{Code, Status};
+
+    use super::*;
+
+    #[test]
+    fn exit_codes_follow_the_answers() {
+        for (code, exit) in [
+            (Code::FailedPrecondition, 3),
+            (Code::NotFound, 3),
+            (Code::PermissionDenied, 3),
+            (Code::InvalidArgument, 2),
+            (Code::Unavailable, 4),
+            (Code::DeadlineExceeded, 4),
+            (Code::Internal, 1),
+            (Code::Unknown, 1),
+        ] {
+            let failure = Failure::from(Status::new(code, "why"));
+            assert_eq!(failure.code(), exit, "{code:?}");
+            assert!(failure.to_string().contains("why"), "{failure}");
+        }
+        assert_eq!(Failure::from(std::io::Error::other("x")).code(), 1);
+    }
 }

@@ -7,10 +7,12 @@ use crate::config::Config;
 use crate::connect::{self, Client};
 use crate::error::Failure;
 
-/// Both agents, or the one that `--site` names.
+/// Both agents, and which of them is asked first.
 pub(crate) struct Fleet {
     config: Config,
-    sites: Vec<SiteArg>,
+    first: SiteArg,
+    /// `--site` was given.
+    chosen: bool,
 }
 
 /// What one site answered.
@@ -20,14 +22,17 @@ pub(crate) struct Answer {
 }
 
 impl Fleet {
-    pub(crate) fn new(config: Config, only: Option<SiteArg>) -> Self {
-        let sites = only.map_or_else(|| vec![SiteArg::Primary, SiteArg::Secondary], |s| vec![s]);
-        Self { config, sites }
+    pub(crate) fn new(config: Config, chosen: Option<SiteArg>) -> Self {
+        Self {
+            config,
+            first: chosen.unwrap_or(SiteArg::Primary),
+            chosen: chosen.is_some(),
+        }
     }
 
-    /// The site that a new group is protected at, unless `--site` says otherwise.
+    /// The site that a new group is protected at.
     pub(crate) fn first_site(&self) -> SiteArg {
-        self.sites[0]
+        self.first
     }
 
     /// A connection to one site.
@@ -35,74 +40,57 @@ impl Fleet {
         connect::connect(&self.config, site).await
     }
 
-    /// Status of all sites, `group` only when it is not empty.
+    /// Status of both sites or of the chosen one, `group` only when it is not empty.
     pub(crate) async fn status(&self, group: &str) -> Vec<Answer> {
-        let mut answers = Vec::new();
-        for &site in &self.sites {
-            let result = match self.connect(site).await {
-                Ok(mut client) => client
-                    .status(proto::StatusRequest {
-                        group: group.to_owned(),
-                    })
-                    .await
-                    .map(tonic::Response::into_inner)
-                    .map_err(Failure::from),
-                Err(e) => Err(e),
-            };
-            answers.push(Answer { site, result });
+        let mut answers = vec![self.ask(self.first, group).await];
+        if !self.chosen {
+            answers.push(self.ask(other(self.first), group).await);
         }
         answers
     }
 
-    /// The site where `wanted` is true of the group, and a connection to it.
+    /// Status of one site.
+    pub(crate) async fn ask(&self, site: SiteArg, group: &str) -> Answer {
+        let request = proto::StatusRequest {
+            group: group.to_owned(),
+        };
+        let result = match self.connect(site).await {
+            Ok(mut client) => client
+                .status(request)
+                .await
+                .map(tonic::Response::into_inner)
+                .map_err(Failure::from),
+            Err(e) => Err(e),
+        };
+        Answer { site, result }
+    }
+
+    /// The site that fits the group's command best, and a connection to it.
     pub(crate) async fn find(
         &self,
         group: &str,
         what: &str,
-        wanted: impl Fn(proto::Role) -> bool,
+        fit: impl Fn(proto::Role) -> Fit,
     ) -> Result<(SiteArg, Client), Failure> {
-        let mut unreachable = Vec::new();
-        let mut elsewhere = Vec::new();
-        for answer in self.status(group).await {
-            match answer.result {
-                Ok(reply) => match reply.groups.first() {
-                    Some(g) if wanted(g.role()) => {
-                        return Ok((answer.site, self.connect(answer.site).await?));
-                    }
-                    Some(g) => elsewhere.push(format!(
-                        "{} at the {} site",
-                        crate::view::role(g.role()),
-                        site_name(answer.site)
-                    )),
-                    None => {}
-                },
-                Err(Failure::Unreachable(e)) => unreachable.push(e),
-                // A site that does not know the group says so; that is an answer.
-                Err(Failure::Refused(_)) => {}
-                Err(e) => return Err(e),
+        let mut search = Search::default();
+        for site in [self.first, other(self.first)] {
+            let found = search.take(self.ask(site, group).await, &fit)?;
+            if found == Fit::Yes || (found == Fit::Poor && self.chosen) {
+                break;
             }
         }
-        if !unreachable.is_empty() {
-            return Err(Failure::Unreachable(unreachable.join("; ")));
-        }
-        Err(Failure::Refused(if elsewhere.is_empty() {
-            format!("no group {group:?} is protected here; `sitepair status` lists those that are")
-        } else {
-            format!(
-                "no site is {what} of group {group:?} now: it is {}",
-                elsewhere.join(", ")
-            )
-        }))
+        let site = search.end(group, what)?;
+        Ok((site, self.connect(site).await?))
     }
 
     /// The site that is source of the group.
     pub(crate) async fn source(&self, group: &str) -> Result<(SiteArg, Client), Failure> {
         use proto::Role;
-        self.find(group, "source", |r| {
-            matches!(
-                r,
-                Role::Source | Role::Quiescing | Role::HandedOver | Role::Fenced
-            )
+        self.find(group, "source", |role| match role {
+            Role::Source | Role::Quiescing => Fit::Yes,
+            // Was it; right only if nobody else is.
+            Role::HandedOver | Role::Fenced => Fit::Poor,
+            _ => Fit::No,
         })
         .await
     }
@@ -110,10 +98,81 @@ impl Fleet {
     /// The site that keeps the group's recovery points.
     pub(crate) async fn replica(&self, group: &str) -> Result<(SiteArg, Client), Failure> {
         use proto::Role;
-        self.find(group, "replica", |r| {
-            matches!(r, Role::Replica | Role::Seeding | Role::Resyncing)
+        self.find(group, "replica", |role| match role {
+            Role::Replica | Role::Seeding | Role::Resyncing => Fit::Yes,
+            _ => Fit::No,
         })
         .await
+    }
+}
+
+/// How well a site suits a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    Yes,
+    /// If no other suits better.
+    Poor,
+    No,
+}
+
+/// What the sites answered so far.
+#[derive(Default)]
+struct Search {
+    found: Option<(SiteArg, Fit)>,
+    elsewhere: Vec<String>,
+    unreachable: Vec<String>,
+}
+
+impl Search {
+    /// Notes an answer. An error that speaks of our own side ends the search.
+    fn take(&mut self, answer: Answer, fit: &impl Fn(proto::Role) -> Fit) -> Result<Fit, Failure> {
+        let reply = match answer.result {
+            Ok(reply) => reply,
+            Err(Failure::Unreachable(e)) => {
+                self.unreachable.push(e);
+                return Ok(Fit::No);
+            }
+            // A site that does not know the group says so; that is an answer.
+            Err(Failure::NotFound(_)) => return Ok(Fit::No),
+            Err(e) => return Err(e),
+        };
+        let Some(role) = reply.groups.first().map(proto::GroupStatus::role) else {
+            return Ok(Fit::No);
+        };
+        let fits = fit(role);
+        if fits == Fit::No {
+            let (role, site) = (crate::view::role(role), site_name(answer.site));
+            self.elsewhere.push(format!("{role} at the {site} site"));
+        } else if fits == Fit::Yes || self.found.is_none() {
+            self.found = Some((answer.site, fits));
+        }
+        Ok(fits)
+    }
+
+    fn end(self, group: &str, what: &str) -> Result<SiteArg, Failure> {
+        if let Some((site, _)) = self.found {
+            return Ok(site);
+        }
+        if !self.unreachable.is_empty() {
+            return Err(Failure::Unreachable(self.unreachable.join("; ")));
+        }
+        if self.elsewhere.is_empty() {
+            return Err(Failure::NotFound(format!(
+                "no group {group:?} is protected; `sitepair status` lists those that are"
+            )));
+        }
+        Err(Failure::Refused(format!(
+            "no site is {what} of group {group:?} now: it is {}; `sitepair status {group}` tells more",
+            self.elsewhere.join(", ")
+        )))
+    }
+}
+
+/// The other one.
+pub(crate) fn other(site: SiteArg) -> SiteArg {
+    match site {
+        SiteArg::Primary => SiteArg::Secondary,
+        SiteArg::Secondary => SiteArg::Primary,
     }
 }
 
@@ -122,5 +181,72 @@ pub(crate) fn site_name(site: SiteArg) -> &'static str {
     match site {
         SiteArg::Primary => "primary",
         SiteArg::Secondary => "secondary",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(site: SiteArg, role: proto::Role) -> Answer {
+        let group = proto::GroupStatus {
+            role: role.into(),
+            ..proto::GroupStatus::default()
+        };
+        let result = Ok(proto::StatusReply {
+            groups: vec![group],
+            ..proto::StatusReply::default()
+        });
+        Answer { site, result }
+    }
+
+    fn failed(site: SiteArg, failure: Failure) -> Answer {
+        let result = Err(failure);
+        Answer { site, result }
+    }
+
+    fn search(answers: Vec<Answer>) -> Result<SiteArg, Failure> {
+        let fit = |role| match role {
+            proto::Role::Source => Fit::Yes,
+            proto::Role::Fenced => Fit::Poor,
+            _ => Fit::No,
+        };
+        let mut search = Search::default();
+        for answer in answers {
+            search.take(answer, &fit)?;
+        }
+        search.end("vm", "source")
+    }
+
+    #[test]
+    fn the_site_that_a_command_is_for_is_found_at_either_place() {
+        use SiteArg::{Primary, Secondary};
+        use proto::Role::{Fenced, Replica, Source};
+        for (first, second, found) in [
+            (Source, Replica, Primary),
+            (Replica, Source, Secondary),
+            (Fenced, Source, Secondary),
+            (Source, Fenced, Primary),
+            (Fenced, Replica, Primary),
+        ] {
+            let answers = vec![answer(Primary, first), answer(Secondary, second)];
+            assert_eq!(search(answers).unwrap(), found, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_is_says_what_everybody_is() {
+        use SiteArg::{Primary, Secondary};
+        let replicas = [Primary, Secondary].map(|s| answer(s, proto::Role::Replica));
+        let why = search(replicas.into()).unwrap_err();
+        assert_eq!(why.code(), 3);
+        assert!(why.to_string().contains("replica at the secondary site"));
+        let unknown = [Primary, Secondary].map(|s| failed(s, Failure::NotFound("?".into())));
+        assert_eq!(search(unknown.into()).unwrap_err().code(), 3);
+        let half = vec![
+            failed(Primary, Failure::Unreachable("down".into())),
+            answer(Secondary, proto::Role::Replica),
+        ];
+        assert_eq!(search(half).unwrap_err().code(), 4);
     }
 }

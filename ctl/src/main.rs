@@ -26,6 +26,7 @@ use crate::cli::{Cli, Command, HrlCommand, Output, StatusArgs};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::fleet::{Fleet, site_name};
+use crate::table::Page;
 use crate::view::{Agent, Done, Failed, SCHEMA, SiteStatus, Status};
 
 fn main() -> ExitCode {
@@ -90,10 +91,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
             return print(
                 output,
                 &commands::points(&fleet, args.group).await?,
-                table::points,
+                |points| table::points(points, Page::here()),
             );
         }
-        Command::Protect(args) => commands::protect(&fleet, args).await?,
+        Command::Protect(args) => commands::protect(&fleet, args, bar).await?,
         Command::Unprotect(args) => commands::unprotect(&fleet, args).await?,
         Command::Pause(args) => commands::pause(&fleet, args.group).await?,
         Command::Resume(args) => commands::resume(&fleet, args.group).await?,
@@ -126,7 +127,9 @@ async fn status(fleet: &Fleet, args: StatusArgs, output: Output) -> Result<(), F
                     // Home, and clear what is below.
                     print!("\x1b[H\x1b[J");
                 }
-                print(output, &status, table::status)?;
+                print(output, &status, |status| {
+                    table::status(status, Page::here())
+                })?;
             }
         }
         if !args.watch {
@@ -163,6 +166,11 @@ async fn ask_status(fleet: &Fleet, group: &str) -> Result<Status, Failure> {
             }
         });
     }
+    if !known && failures.len() > 1 && failures.iter().all(|f| matches!(f, Failure::NotFound(_))) {
+        return Err(Failure::NotFound(format!(
+            "no group {group:?} is protected; `sitepair status` lists those that are"
+        )));
+    }
     // One site that answers is worth showing; none is a failure.
     match failures.into_iter().next() {
         Some(failure) if !known => Err(failure),
@@ -173,21 +181,19 @@ async fn ask_status(fleet: &Fleet, group: &str) -> Result<Status, Failure> {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "printing is what a command does")]
 fn print<T: Serialize>(
     output: Output,
     what: &T,
     table: impl FnOnce(&T) -> String,
 ) -> Result<(), Failure> {
-    match output {
-        Output::Table => println!("{}", table(what)),
-        Output::Json => {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(what).map_err(anyhow::Error::from)?
-            );
-        }
+    let text = match output {
+        Output::Table => table(what),
+        Output::Json => serde_json::to_string_pretty(what).map_err(anyhow::Error::from)?,
+    };
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // Who reads us has seen enough, as `head` does.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
     }
-    std::io::stdout().flush()?;
-    Ok(())
 }

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use sitepair_certs::{TlsStore, agent_dns_name};
-use sitepair_model::ids::{DiskName, GroupName, Site};
+use sitepair_certs::TlsStore;
+use sitepair_model::ids::{DiskName, GroupName};
 use tokio::net::TcpListener;
 
 use super::Context;
@@ -18,18 +18,13 @@ pub(super) struct NbdTls {
     pub(super) port: TlsPort,
     /// `HOST:PORT`, as configured.
     authority: String,
-    /// The name in the agent's certificate, which clients have to expect.
-    certificate_name: String,
 }
 
 impl NbdTls {
-    /// How a hypervisor elsewhere names a disk: the URI that `qemu` and `libnbd` know, with the name that the
-    /// agent's certificate has instead of the host's.
+    /// How a hypervisor elsewhere names a disk. It has to be told as well which name to expect in the agent's
+    /// certificate, for which this form has no place (`tls-hostname` of QEMU).
     pub(super) fn uri(&self, group: &GroupName, disk: &DiskName) -> String {
-        format!(
-            "nbds://{}/{group}/{disk}?tls-hostname={}",
-            self.authority, self.certificate_name
-        )
+        format!("nbds://{}/{group}/{disk}", self.authority)
     }
 }
 
@@ -38,7 +33,6 @@ impl Context {
     /// one. Once only: a second port is refused by keeping the first.
     pub(super) fn serve_tls(
         &self,
-        site: Site,
         address: &str,
         socket: TcpListener,
         store: &Arc<TlsStore>,
@@ -49,7 +43,6 @@ impl Context {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         let opened = NbdTls {
             authority: format!("{host}:{}", port.address().port()),
-            certificate_name: agent_dns_name(store.pair(), site),
             port,
         };
         // Fails only when there is one already; the new one closes as it is dropped.

@@ -136,7 +136,7 @@ pub async fn run(site: Site, config: Config) -> Result<(), RunError> {
     });
     if let Some(address) = &config.nbd.listen {
         let socket = listen(address).await?;
-        context.serve_tls(site, address, socket, &store)?;
+        context.serve_tls(address, socket, &store)?;
     }
     context.start_groups(dead_for_ms).await?;
 
@@ -218,15 +218,7 @@ fn services(
     config: &Config,
 ) -> Services<crate::wire::control::ControlServer> {
     let shown = Arc::clone(store);
-    let certificate = move || {
-        let state = shown.current();
-        let identity = state.identity();
-        CertificateStatus {
-            identity: identity.uri(),
-            not_after: unix_millis(identity.not_after),
-            problem: state.out_of_date(SystemTime::now()).map(|e| chain(&e)),
-        }
-    };
+    let certificate = move || certificate_status(&shown);
     let operator = Operator::new(
         Arc::clone(context),
         config.peer.clone(),
@@ -237,6 +229,16 @@ fn services(
         site,
         peer: Arc::new(PeerFace::new(Arc::clone(context))),
         control: Some(ControlService::server(operator)),
+    }
+}
+
+fn certificate_status(store: &TlsStore) -> CertificateStatus {
+    let state = store.current();
+    let identity = state.identity();
+    CertificateStatus {
+        identity: identity.uri(),
+        not_after: unix_millis(identity.not_after),
+        problem: state.out_of_date(SystemTime::now()).map(|e| chain(&e)),
     }
 }
 
