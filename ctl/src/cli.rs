@@ -9,11 +9,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[command(name = "sitepair", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     /// Whom to talk to and as whom; written by `sitepair init`
-    #[arg(long, global = true, env = "SITEPAIR_CONFIG", value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        env = "SITEPAIR_CONFIG",
+        value_name = "FILE",
+        help_heading = EVERYWHERE
+    )]
     pub(crate) config: Option<PathBuf>,
-    /// Ask this site first; a command about a group goes to the other one if that is the site it is for. `status`
-    /// shows this site only, `protect` protects disks of this site [default: primary]
-    #[arg(long, global = true, value_name = "SITE")]
+    /// Ask this site first [default: primary]
+    ///
+    /// A command about a group goes to the other site all the same if that is the one it is for. `status`
+    /// shows this site only; `protect` protects disks of this site.
+    #[arg(long, global = true, value_name = "SITE", help_heading = EVERYWHERE)]
     pub(crate) site: Option<SiteArg>,
     /// How to print
     #[arg(
@@ -21,12 +29,16 @@ pub(crate) struct Cli {
         long,
         global = true,
         default_value = "table",
-        value_name = "FORMAT"
+        value_name = "FORMAT",
+        help_heading = EVERYWHERE
     )]
     pub(crate) output: Output,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+/// Heading of the options that every command has.
+const EVERYWHERE: &str = "Options of all commands";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused, with the reason and what to do; \

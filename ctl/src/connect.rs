@@ -46,7 +46,10 @@ pub(crate) async fn connect(config: &Config, site: SiteArg) -> Result<Client, Fa
     let connector = tower::service_fn(move |_: Uri| {
         std::future::ready(
             once.take()
-                .ok_or_else(|| io::Error::other("the connection ended")),
+                .ok_or_else(|| io::Error::other(format!(
+                "the {} site's agent ended the connection; its log says why, if it refused our certificate",
+                site_name(site)
+            ))),
         )
     });
     let channel = Endpoint::from_static("http://agent")

@@ -65,6 +65,9 @@ impl From<std::io::Error> for Failure {
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         use tonic::Code;
+        if let Some(why) = broken_by_tls(&status) {
+            return Self::Unreachable(why);
+        }
         match status.code() {
             Code::FailedPrecondition | Code::PermissionDenied => {
                 Self::Refused(status.message().to_owned())
@@ -75,6 +78,21 @@ impl From<tonic::Status> for Failure {
             _ => Self::Failed(anyhow::anyhow!("{}", told(&status))),
         }
     }
+}
+
+/// What broke the connection below a call, with advice. In TLS 1.3 a client learns only at its first read that the
+/// agent refused its certificate.
+fn broken_by_tls(status: &tonic::Status) -> Option<String> {
+    let mut next = std::error::Error::source(status);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::InvalidData
+        {
+            return Some(sitepair_certs::describe(io));
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// What the agent said, or why it could not be asked, without gRPC's own words around it.
