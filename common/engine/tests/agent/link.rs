@@ -5,6 +5,7 @@
 //! paused clock stands while one does.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sitepair_engine::agent::PeerFace;
@@ -89,6 +90,7 @@ struct Inner {
     sites: [End; 2],
     traps: Vec<Trap>,
     random: Random,
+    hello_takes: Duration,
 }
 
 #[derive(Default)]
@@ -106,6 +108,7 @@ impl Link {
             sites: [End::default(), End::default()],
             traps: Vec::new(),
             random: Random::new(seed),
+            hello_takes: Duration::ZERO,
         };
         Arc::new(Self {
             inner: Mutex::new(inner),
@@ -159,13 +162,13 @@ impl Link {
         self.inner.lock().unwrap().traps.push(trap);
     }
 
-    pub(crate) fn clear_traps(&self) {
-        self.inner.lock().unwrap().traps.clear();
+    /// How long each Hello is on its way. Other calls take no time, see the module.
+    pub(crate) fn set_hello_takes(&self, time: Duration) {
+        self.inner.lock().unwrap().hello_takes = time;
     }
 
-    /// Whether a trap has not gone off.
-    pub(crate) fn has_traps(&self) -> bool {
-        !self.inner.lock().unwrap().traps.is_empty()
+    pub(crate) fn clear_traps(&self) {
+        self.inner.lock().unwrap().traps.clear();
     }
 
     fn broken(&self) {
@@ -326,6 +329,10 @@ async fn take_turns(turns: u64) {
 #[async_trait]
 impl PeerEndpoint for LinkEnd {
     async fn hello(&self, hello: Hello) -> Result<HelloAnswer, PeerError> {
+        let takes = self.link.inner.lock().unwrap().hello_takes;
+        if !takes.is_zero() {
+            tokio::time::sleep(takes).await;
+        }
         self.call(
             Call::Hello,
             None,

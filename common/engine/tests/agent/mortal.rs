@@ -31,6 +31,7 @@ pub(crate) struct Mortal {
 
 struct Life {
     dead: bool,
+    full: bool,
     die_at: Option<DieAt>,
 }
 
@@ -38,6 +39,7 @@ impl Mortal {
     pub(crate) fn new(storage: FakeStorage, catalog: Arc<SqliteCatalog>) -> Arc<Self> {
         let life = Life {
             dead: false,
+            full: false,
             die_at: None,
         };
         Arc::new(Self {
@@ -56,6 +58,11 @@ impl Mortal {
 
     pub(crate) fn die_at(&self, at: DieAt) {
         self.life.lock().unwrap().die_at = Some(at);
+    }
+
+    /// Lets all changes of the catalogue fail, because its disk is full.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.life.lock().unwrap().full = full;
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -84,6 +91,11 @@ impl Mortal {
         act: impl FnOnce(&SqliteCatalog) -> Result<T, CatalogError>,
     ) -> Result<T, CatalogError> {
         let mut life = self.alive()?;
+        if life.full {
+            return Err(CatalogError::Full {
+                action: "change a row",
+            });
+        }
         match &mut life.die_at {
             Some(DieAt { after: 0, done }) => {
                 let done = *done;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sitepair_disk::Image;
+use sitepair_disk::open::Format;
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::fake::FakeStorage;
+use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
 use sitepair_engine::agent::config::ReplicationConfig;
 use sitepair_engine::agent::status::{CertificateStatus, GroupStatus};
 use sitepair_engine::agent::{
@@ -56,6 +58,10 @@ pub(crate) struct Pair {
     home: usize,
     pub(crate) grace: Duration,
     pub(crate) keep_points: u32,
+    /// Zones that may be hot, for each disk.
+    pub(crate) hot_zones: u32,
+    sizes: [u64; 2],
+    format: Format,
     dir: tempfile::TempDir,
 }
 
@@ -74,6 +80,11 @@ pub(crate) fn disk_path(disk: usize) -> PathBuf {
 impl Pair {
     /// Two sites that do not run yet. Both have disks at the same place; only one's will be protected.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::with_disks(seed, SIZES, Format::Raw)
+    }
+
+    /// As [`new`](Self::new), with disks of these sizes and this format.
+    pub(crate) fn with_disks(seed: u64, sizes: [u64; 2], format: Format) -> Self {
         let site = |n: u64| {
             let storage = FakeStorage::new();
             storage.create_dir_all(Path::new("/disks")).unwrap();
@@ -93,11 +104,14 @@ impl Pair {
         Self {
             sites: [site(0), site(1)],
             link: Link::new(seed),
-            guest: Guest::new(&SIZES),
+            guest: Guest::new(&sizes),
             attached: None,
             home: 0,
             grace: Duration::from_secs(60),
             keep_points: 1000,
+            hot_zones: 4096,
+            sizes,
+            format,
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -105,19 +119,39 @@ impl Pair {
     /// Both sites run, and the group is protected at `source`.
     pub(crate) async fn protected(seed: u64, source: usize) -> Self {
         let mut pair = Self::new(seed);
-        pair.make_disks(source);
-        pair.start(0).await;
-        pair.start(1).await;
-        pair.protect(source).await.unwrap();
+        pair.begin(source).await;
         pair
+    }
+
+    /// Both sites start, and the group is protected at `source`.
+    pub(crate) async fn begin(&mut self, source: usize) {
+        self.make_disks(source);
+        self.start(0).await;
+        self.start(1).await;
+        self.protect(source).await.unwrap();
     }
 
     /// Makes the disks that are to be protected.
     pub(crate) fn make_disks(&self, source: usize) {
-        let storage = self.sites[source].storage.clone();
-        for (disk, size) in SIZES.iter().enumerate() {
-            let image = RawImage::create(&storage, &disk_path(disk), *size).unwrap();
-            image.flush().unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(self.sites[source].storage.clone());
+        for (disk, size_bytes) in self.sizes.into_iter().enumerate() {
+            let path = disk_path(disk);
+            let image: Box<dyn Image> = match self.format {
+                Format::Raw => Box::new(RawImage::create(&*storage, &path, size_bytes).unwrap()),
+                Format::Vhdx => {
+                    let options = CreateOptions {
+                        size_bytes,
+                        block_bytes: 1 << 20,
+                        logical_sector_bytes: 512,
+                        physical_sector_bytes: 4096,
+                        kind: Kind::Dynamic,
+                        disk_id: None,
+                    };
+                    let image = VhdxImage::create(Arc::clone(&storage), &path, &options);
+                    Box::new(image.unwrap())
+                }
+            };
+            image.close().unwrap();
         }
         storage.sync_dir(Path::new("/disks")).unwrap();
     }
@@ -127,7 +161,7 @@ impl Pair {
             name: disk_names()[disk].clone(),
             path: disk_path(disk),
             replica_path: None,
-            format: Some(sitepair_disk::open::Format::Raw),
+            format: Some(self.format),
         };
         let spec = ProtectSpec {
             group: group(),
@@ -167,7 +201,7 @@ impl Pair {
                 same_boot_grace: self.grace,
                 preserve_memory_bytes: 64 << 10,
                 spill_max_bytes: 1 << 20,
-                hot_zones: 4096,
+                hot_zones: self.hot_zones,
             },
             state_dir: PathBuf::from("/state"),
             run_dir,
@@ -234,6 +268,11 @@ impl Pair {
     /// How long the site seems to have been down when it starts next.
     pub(crate) fn set_dead_for(&mut self, site: usize, ms: Option<u64>) {
         self.sites[site].dead_for_ms = ms;
+    }
+
+    /// The site as its peer sees it, for a word that no real peer says.
+    pub(crate) fn face(&self, site: usize) -> PeerFace {
+        PeerFace::new(Arc::clone(self.sites[site].context.as_ref().unwrap()))
     }
 
     pub(crate) fn operator(&self, site: usize) -> Operator {

@@ -1,14 +1,21 @@
 //! Who may open after a restart, what operators may do when, and what becomes of a planned failover that fails.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use sitepair_disk::open::Format;
+use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::fake::{Fault, FaultOn};
 use sitepair_engine::agent::CommandError;
 use sitepair_engine::agent::status::JobState;
-use sitepair_model::peer::RoleName;
+use sitepair_engine::endpoint::PeerEndpoint;
+use sitepair_model::ids::{GenId, Generation, Nonce, OpId};
+use sitepair_model::lineage::Lineage;
+use sitepair_model::peer::{Hello, PeerSummary, RoleName};
 
 use crate::link::{Call, Strike, Trap, When};
-use crate::pair::{Death, Pair, disk_path, group};
+use crate::pair::{Death, Pair, SIZES, disk_path, group};
 
 async fn with_writes(seed: u64) -> Pair {
     let mut pair = Pair::protected(seed, 0).await;
@@ -278,4 +285,139 @@ async fn a_clean_stop_and_start_sends_nothing_twice() {
     }
     assert!(pair.write(4).await);
     pair.fail_over(0).await;
+}
+
+/// The change map forgets nothing in a crash, and does not ask for everything either.
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_hot_zones_are_sent_not_the_whole_disk() {
+    const ZONE: u64 = 4 << 20;
+    for death in [Death::Process, Death::Host(5)] {
+        let mut pair = Pair::with_disks(12, [8 * ZONE, 64 * 4096], Format::Raw);
+        pair.hot_zones = 2;
+        pair.begin(0).await;
+        for n in 0..64 {
+            assert!(pair.write(n * 2 * 1024).await);
+        }
+        pair.settled(0).await;
+        pair.checked_cut(0).await;
+        for n in 0..3 {
+            assert!(pair.write(n * 2 * 8192).await);
+        }
+        let before = pair.status(0).await.unwrap().source.unwrap();
+        assert!(u64::from(before.hot_zones) <= 4, "{before:?}");
+        pair.crash(0, death);
+        pair.start(0).await;
+        pair.settled(0).await;
+        assert!(pair.write(1).await);
+        pair.checked_cut(0).await;
+        let sent = pair.status(0).await.unwrap().source.unwrap().sent_bytes;
+        let bound = u64::from(before.hot_zones) * ZONE + before.open_dirty_bytes + ZONE;
+        assert!(sent <= bound, "{sent} bytes sent, at most {bound}");
+        assert!(sent < 4 * ZONE, "{sent} bytes sent of {}", 8 * ZONE);
+        pair.check_points(1).await;
+    }
+}
+
+/// Each answer used to be voided by the next question when a link was slower than the agent was patient.
+#[tokio::test(start_paused = true)]
+async fn a_slow_link_answers_in_the_end() {
+    let mut pair = with_writes(13).await;
+    pair.link.set_hello_takes(Duration::from_secs(3));
+    pair.crash(0, Death::Host(1));
+    pair.start(0).await;
+    pair.settled(0).await;
+    assert!(pair.write(1).await);
+}
+
+/// A site that learns that it was left behind, and cannot record it, used to open its exports again.
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_cannot_be_recorded_keeps_the_site_closed() {
+    let mut pair = with_writes(14).await;
+    let status = pair.status(0).await.unwrap();
+    let next = GenId::from_bytes([0x77; 16]);
+    let hello = Hello {
+        request: OpId::from_bytes([1; 16]),
+        nonce: Nonce::from_bytes([2; 16]),
+        summary: PeerSummary {
+            group: status.id,
+            role: RoleName::Source,
+            generation: Generation {
+                epoch: status.generation.epoch + 1,
+                id: next,
+            },
+            lineage: Lineage::born(status.generation.id).advanced(next),
+            cycle: status.cycle,
+            digest: None,
+        },
+    };
+    let mortal = Arc::clone(pair.sites[0].mortal.as_ref().unwrap());
+    mortal.set_full(true);
+    assert!(pair.face(0).hello(hello).await.is_err());
+    assert_eq!(served_after(&pair, Duration::from_secs(5)).await, None);
+    mortal.set_full(false);
+    assert_eq!(served_after(&pair, Duration::from_secs(5)).await, None);
+    assert_eq!(pair.role(0).await, Some(RoleName::Fenced));
+    assert!(!pair.write(1).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_site_that_stops_while_it_promotes_opens_after_its_next_start() {
+    for format in [Format::Raw, Format::Vhdx] {
+        let mut pair = Pair::with_disks(15, SIZES, format);
+        pair.begin(0).await;
+        for n in 0..50 {
+            assert!(pair.write(n * 977).await);
+        }
+        pair.settled(0).await;
+        let operator = pair.operator(0);
+        let name = group();
+        let op = operator.planned_failover(&name, None, true, true);
+        op.await.unwrap();
+        while pair.role(1).await != Some(RoleName::Source) {
+            tokio::task::yield_now().await;
+        }
+        pair.stop(1).await;
+        pair.set_dead_for(1, None);
+        pair.start(1).await;
+        pair.settled(1).await;
+        pair.shut_guest_down();
+        assert!(pair.write(5).await);
+        pair.checked_cut(1).await;
+    }
+}
+
+/// A replica's images used to be dropped at a stop: a VHDX then opened with a log to replay.
+#[tokio::test(start_paused = true)]
+async fn a_stopped_agent_leaves_images_as_after_a_clean_shutdown() {
+    let mut pair = Pair::with_disks(16, SIZES, Format::Vhdx);
+    pair.keep_points = 1;
+    pair.begin(0).await;
+    for n in 0..50 {
+        assert!(pair.write(n * 977).await);
+    }
+    pair.settled(0).await;
+    pair.checked_cut(0).await;
+    pair.stop(1).await;
+    pair.stop(0).await;
+    for (site, dir) in [(0, "/disks"), (1, "/replicas/web")] {
+        let storage = &pair.sites[site].storage;
+        for file in storage.list(Path::new(dir)).unwrap() {
+            if file.extension().is_some_and(|e| e == "map") {
+                continue;
+            }
+            let bytes = storage.content(&file).unwrap();
+            assert!(log_is_empty(&bytes), "site {site} {}", file.display());
+        }
+    }
+}
+
+/// Whether a VHDX says that it has no log to replay: the log's GUID in its newer header is zero.
+fn log_is_empty(vhdx: &[u8]) -> bool {
+    let header = |at: usize| {
+        assert_eq!(&vhdx[at..at + 4], b"head");
+        let sequence = u64::from_le_bytes(vhdx[at + 8..at + 16].try_into().unwrap());
+        (sequence, vhdx[at + 48..at + 64].iter().all(|b| *b == 0))
+    };
+    let (_, empty) = header(64 << 10).max(header(128 << 10));
+    empty
 }

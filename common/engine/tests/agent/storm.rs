@@ -7,12 +7,13 @@
 
 use std::time::Duration;
 
+use sitepair_disk::open::Format;
 use sitepair_model::peer::RoleName;
 
 use crate::env::Random;
 use crate::link::{Call, Strike, Trap, When};
 use crate::mortal::DieAt;
-use crate::pair::{Death, Pair, group};
+use crate::pair::{Death, Pair, SIZES, group};
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -35,7 +36,16 @@ impl Storm {
     async fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let source = random.index(2);
-        let pair = Pair::protected(seed, source).await;
+        let format = if seed % 3 == 2 {
+            Format::Vhdx
+        } else {
+            Format::Raw
+        };
+        let mut pair = Pair::with_disks(seed, SIZES, format);
+        if seed.is_multiple_of(2) {
+            pair.keep_points = 3;
+        }
+        pair.begin(source).await;
         Self {
             random,
             pair,
@@ -70,7 +80,9 @@ impl Storm {
             95..98 => self.plan_death(),
             _ => {
                 let site = self.random.index(2);
-                if self.pair.runs(site) {
+                if self.pair.runs(site) && self.random.one_in(3) {
+                    self.pair.stop(site).await;
+                } else if self.pair.runs(site) {
                     self.pair.sites[site].mortal.as_ref().unwrap().kill();
                 }
             }
