@@ -12,7 +12,9 @@
 //!    gone meanwhile, and then only its answer is lost.
 //! 2. The task never waits for the peer without a limit, and never for a message to itself.
 //! 3. One Hello is under way at a time: a newer one would void the answer of the one before.
-//! 4. A site that learnt that it was left behind, and could not record it, opens nothing until it can.
+//! 4. When nobody can know whether a record is durable, the group stands still: nothing is decided, sent, or newly served
+//!    until a restart has read the record. Guests that are served are served on.
+//! 5. A site that learnt that it was left behind, and could not record it, opens nothing until it can.
 
 mod lifecycle;
 mod replication;
@@ -36,6 +38,7 @@ use super::replicator::{End, chain};
 use super::side::{Side, SourceSide, open_side};
 use super::status::GroupStatus;
 use super::{Context, LinkView};
+use crate::catalog::CatalogError;
 use crate::endpoint::{PeerEndpoint, PeerError, Transfer};
 
 /// An answer that somebody waits for.
@@ -129,8 +132,10 @@ pub(super) struct GroupTask {
     reports: mpsc::UnboundedReceiver<Msg>,
     /// Events that effects asked for.
     ahead: VecDeque<Event>,
-    /// What fenced this site and could not be made durable; tried again until it is (invariant 4).
+    /// What fenced this site and could not be made durable; tried again until it is (invariant 5).
     unrecorded: Option<Event>,
+    /// Why the group stands still until the agent is restarted (invariant 4).
+    standstill: Option<String>,
     ask_at: Option<Instant>,
     /// A Hello is under way (invariant 3).
     asking: bool,
@@ -166,6 +171,7 @@ impl GroupTask {
             reports,
             ahead: VecDeque::new(),
             unrecorded: None,
+            standstill: None,
             ask_at: None,
             asking: false,
             patience: PATIENCE_MIN,
@@ -191,7 +197,8 @@ impl GroupTask {
         let mut link = self.context.link.clone();
         while !self.ended {
             let tick = Instant::now() + TICK;
-            let ask = self.ask_at.filter(|_| !self.asking);
+            let may_ask = !self.asking && self.standstill.is_none();
+            let ask = self.ask_at.filter(|_| may_ask);
             let wake = ask.map_or(tick, |ask| ask.min(tick));
             tokio::select! {
                 // Own reports first: an acknowledgement must not wait behind questions.
@@ -291,6 +298,9 @@ impl GroupTask {
     }
 
     async fn one_step(&mut self, event: Event, answers: &mut Answers) -> Result<(), NotDone> {
+        if let Some(why) = &self.standstill {
+            return Err(NotDone::Failed(why.clone()));
+        }
         loop {
             let (seen, decided) = self
                 .core
@@ -324,9 +334,29 @@ impl GroupTask {
                     tracing::error!(group = %self.core.name, "a change of role was not recorded: {why}");
                     self.problem = Some(why.clone());
                     self.unrecorded = fenced.then_some(event);
+                    if may_be_durable(&e) {
+                        self.stand_still(&why).await;
+                    }
                     return Err(NotDone::Failed(why));
                 }
             }
+        }
+    }
+
+    /// What is durable is not known, so nothing may follow from what is believed: a cycle sent after a
+    /// hand-over that is on record would leave the other site unable to take over.
+    async fn stand_still(&mut self, why: &str) {
+        tracing::error!(group = %self.core.name, "the group stands still until the agent is restarted");
+        self.standstill = Some(format!("restart the agent once its disk is well: {why}"));
+        self.ahead.clear();
+        if let Side::Source(side) = &mut self.side {
+            // What it acknowledged is found out anew after the restart.
+            let _ = side.stop_replicator().await;
+        }
+        if let Some(job) = &self.job {
+            job.fail(&format!(
+                "whether the last step counts shows when the agent is restarted: {why}"
+            ));
         }
     }
 
@@ -404,6 +434,9 @@ impl GroupTask {
 
     /// What is due by time, and what could not be done before.
     async fn look_up(&mut self) {
+        if self.standstill.is_some() {
+            return;
+        }
         if let Some(event) = self.unrecorded.take() {
             self.step_logged(event).await;
         }
@@ -583,4 +616,9 @@ impl GroupTask {
         tracing::debug!(group = %self.core.name, %role, generation = %next.record.generation(),
             cycle = %next.record.cycle(), "state");
     }
+}
+
+/// Whether a change that failed may turn out to be durable, or an earlier one of any group may.
+fn may_be_durable(error: &CatalogError) -> bool {
+    !error.changed_nothing() || matches!(error, CatalogError::Poisoned { .. })
 }

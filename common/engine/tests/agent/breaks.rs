@@ -1,6 +1,7 @@
 //! A link that breaks at every call of a planned failover, before, while and after the other side acts, alone or
 //! together with either site.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::link::{Call, Strike, Trap, When};
@@ -118,5 +119,45 @@ async fn protection_can_be_begun_again_after_a_lost_offer() {
         }
         pair.protect(0).await.unwrap();
         pair.settled(0).await;
+    }
+}
+
+/// A source used to go on sending after a hand-over whose record was durable, though the catalogue had said that it
+/// failed: the replica was then past the hand-over cut, and neither site could serve after the next start.
+#[tokio::test(start_paused = true)]
+async fn a_record_of_unknown_fate_holds_the_group_until_a_restart() {
+    for site in 0..2 {
+        let mut struck = 0;
+        for changes in 0..5 {
+            let mut pair = Pair::protected(21, 0).await;
+            for n in 0..20 {
+                assert!(pair.write(n * 977).await);
+            }
+            pair.settled(0).await;
+            pair.checked_cut(0).await;
+            assert!(pair.write(3).await);
+            let mortal = Arc::clone(pair.sites[site].mortal.as_ref().unwrap());
+            mortal.doubt_after(changes);
+            let operator = pair.operator(0);
+            // Whatever it answers.
+            drop(operator.planned_failover(&group(), None, true, true).await);
+            for _ in 0..40 {
+                pair.server().await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            struck += u32::from(mortal.is_doubtful());
+            pair.crash(site, Death::Process);
+            assert!(pair.start(site).await);
+            pair.until("one site serves", async |pair: &Pair| {
+                pair.server().await.is_some()
+            })
+            .await;
+            let source = pair.server().await.unwrap();
+            pair.settled(source).await;
+            assert!(pair.write(4).await);
+            pair.checked_cut(source).await;
+            pair.fail_over(source).await;
+        }
+        assert!(struck >= 3, "{struck} changes of site {site} were in doubt");
     }
 }

@@ -89,6 +89,8 @@ struct Inner {
     up: bool,
     sites: [End; 2],
     traps: Vec<Trap>,
+    /// Raised when the traps are cleared: those that were sprung and have not gone off never do.
+    round: u64,
     random: Random,
     hello_takes: Duration,
 }
@@ -107,6 +109,7 @@ impl Link {
             up: true,
             sites: [End::default(), End::default()],
             traps: Vec::new(),
+            round: 0,
             random: Random::new(seed),
             hello_takes: Duration::ZERO,
         };
@@ -168,7 +171,9 @@ impl Link {
     }
 
     pub(crate) fn clear_traps(&self) {
-        self.inner.lock().unwrap().traps.clear();
+        let mut inner = self.inner.lock().unwrap();
+        inner.traps.clear();
+        inner.round += 1;
     }
 
     fn broken(&self) {
@@ -190,7 +195,10 @@ impl Link {
         }
     }
 
-    fn strike(&self, strike: Strike) {
+    fn strike(&self, strike: Strike, round: u64) {
+        if self.inner.lock().unwrap().round != round {
+            return;
+        }
         match strike {
             Strike::Nothing => {}
             Strike::Cut => self.set_up(false),
@@ -239,6 +247,7 @@ struct Passage {
     epoch: u64,
     turns: u64,
     trap: Option<Trap>,
+    round: u64,
 }
 
 impl LinkEnd {
@@ -269,6 +278,7 @@ impl LinkEnd {
             epoch: *self.link.epoch.borrow(),
             turns,
             trap: sprung,
+            round: inner.round,
         })
     }
 
@@ -294,7 +304,7 @@ impl LinkEnd {
             .trap
             .map_or((None, Strike::Nothing), |t| (Some(t.when), t.strike));
         if when == Some(When::Before) {
-            self.link.strike(strike);
+            self.link.strike(strike, passage.round);
             return Err(broke("the call was lost"));
         }
         let patience = async {
@@ -306,14 +316,14 @@ impl LinkEnd {
         let answer = tokio::select! {
             biased;
             _ = changes.wait_for(|now| *now != epoch) => return Err(broke("the link broke")),
-            answer = act(passage.face) => answer,
+            answer = act(Arc::clone(&passage.face)) => answer,
             () = patience => {
-                self.link.strike(strike);
+                self.link.strike(strike, passage.round);
                 return Err(broke("the call was given up"));
             }
         };
         if when.is_some() {
-            self.link.strike(strike);
+            self.link.strike(strike, passage.round);
             return Err(broke("the answer was lost"));
         }
         answer

@@ -32,6 +32,9 @@ pub(crate) struct Mortal {
 struct Life {
     dead: bool,
     full: bool,
+    /// Changes until one is made and answered with an I/O error; afterwards all calls fail.
+    doubtful_after: Option<u64>,
+    poisoned: bool,
     die_at: Option<DieAt>,
 }
 
@@ -40,6 +43,8 @@ impl Mortal {
         let life = Life {
             dead: false,
             full: false,
+            doubtful_after: None,
+            poisoned: false,
             die_at: None,
         };
         Arc::new(Self {
@@ -65,6 +70,16 @@ impl Mortal {
         self.life.lock().unwrap().full = full;
     }
 
+    /// Lets a change after `changes` others be made and answered as an I/O error, as SQLite does when its disk fails at
+    /// the wrong moment. The agent lives on; its catalogue fails from then on.
+    pub(crate) fn doubt_after(&self, changes: u64) {
+        self.life.lock().unwrap().doubtful_after = Some(changes);
+    }
+
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.life.lock().unwrap().poisoned
+    }
+
     pub(crate) fn is_dead(&self) -> bool {
         self.life.lock().unwrap().dead || self.storage.is_dead()
     }
@@ -72,7 +87,7 @@ impl Mortal {
     fn alive(&self) -> Result<MutexGuard<'_, Life>, CatalogError> {
         let mut life = self.life.lock().unwrap();
         life.dead |= self.storage.is_dead();
-        if life.dead {
+        if life.dead || life.poisoned {
             return Err(dead());
         }
         Ok(life)
@@ -95,6 +110,18 @@ impl Mortal {
             return Err(CatalogError::Full {
                 action: "change a row",
             });
+        }
+        match &mut life.doubtful_after {
+            Some(0) => {
+                life.poisoned = true;
+                act(&self.catalog)?;
+                return Err(CatalogError::Sql {
+                    action: "change a row",
+                    source: rusqlite::Error::InvalidQuery,
+                });
+            }
+            Some(changes) => *changes -= 1,
+            None => {}
         }
         match &mut life.die_at {
             Some(DieAt { after: 0, done }) => {

@@ -245,9 +245,9 @@ impl Pair {
         if self.attached == Some(site) {
             self.attached = None;
         }
-        if self.home == site
-            && let Death::Host(_) = death
-        {
+        // A VHDX keeps the places of new blocks in memory until the guest flushes: a kill loses those.
+        let keeps_all = death == Death::Process && self.format == Format::Raw;
+        if self.home == site && !keeps_all {
             self.guest.lost = Lost::Unflushed;
         }
     }

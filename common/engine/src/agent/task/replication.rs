@@ -14,7 +14,7 @@ use crate::nbd::Disconnect;
 
 impl GroupTask {
     pub(super) async fn open_exports(&mut self) {
-        if self.unrecorded.is_some() {
+        if self.unrecorded.is_some() || self.standstill.is_some() {
             return;
         }
         let row = self.core.row();
