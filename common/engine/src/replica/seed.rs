@@ -2,7 +2,8 @@
 //!
 //! A few frames are written at once, each by a blocking thread of its own that also checks the payload's
 //! hash. They end by themselves; whoever needs them done takes all permits
-//! of [`Inner::seed_writes`](super::Inner). Does not do: points.
+//! of [`Inner::seed_writes`](super::Inner). Now and then one of them flushes what was written so far, while
+//! the others go on: so a checkpoint finds little left to flush. Does not do: points.
 //!
 //! # Invariants
 //! 1. Two frames that overlap are never on their way at the same time: the later one's bytes win.
@@ -13,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use sitepair_disk::ZeroMode;
+use sitepair_disk::{DiskError, ExtentKind, Image, ZeroMode};
+use sitepair_model::extent::Extent;
 use sitepair_model::ids::DiskId;
 use sitepair_model::peer::{Committed, TransferCommit};
 
@@ -25,6 +27,8 @@ pub(super) struct SeedTransfer {
     inner: Arc<Inner>,
     session: u64,
     received: Arc<AtomicU64>,
+    /// Bytes written since somebody last began to flush.
+    unflushed: Arc<AtomicU64>,
     disks: BTreeMap<DiskId, Progress>,
     /// The first failure of a write; final for this transfer.
     failure: Arc<OnceLock<ReplicaError>>,
@@ -44,6 +48,7 @@ impl SeedTransfer {
             inner,
             session,
             received,
+            unflushed: Arc::default(),
             disks,
             failure,
         }
@@ -102,16 +107,15 @@ impl Transfer for SeedTransfer {
         progress.highest = progress.highest.max(end);
         let inner = Arc::clone(&self.inner);
         let (session, received) = (self.session, Arc::clone(&self.received));
-        let failure = Arc::clone(&self.failure);
+        let (unflushed, failure) = (Arc::clone(&self.unflushed), Arc::clone(&self.failure));
         tokio::task::spawn_blocking(move || {
-            match write(&inner, session, &frame) {
-                Ok(bytes) => {
-                    received.fetch_add(bytes, Ordering::Relaxed);
-                }
+            let done = write(&inner, session, &frame).and_then(|bytes| {
+                received.fetch_add(bytes, Ordering::Relaxed);
+                flush_ahead(&inner, &unflushed, &frame)
+            });
+            if let Err(error) = done {
                 // Only the first failure is told; those after it follow from it.
-                Err(error) => {
-                    failure.set(error).ok();
-                }
+                failure.set(error).ok();
             }
             // Who waits for the permit may then count on it that we hold nothing.
             drop((frame, inner, failure));
@@ -148,14 +152,120 @@ fn write(inner: &Inner, session: u64, frame: &DataFrame) -> Result<u64, ReplicaE
     // Our permit is taken: a newer transfer waits for us, or is seen here.
     inner.check_session(session)?;
     let image = disk.image()?;
+    let failed = |e| disk.write_failed(e);
+    let mut stretch = Stretch::new(&*image);
     let mut covered = 0;
     for (extent, bytes) in frame::pieces(frame) {
-        let written = match bytes {
-            Some(bytes) => image.write_at(bytes, extent.offset, false),
-            None => image.write_zeroes(extent.offset, extent.length, ZeroMode::MayUnmap, false),
-        };
-        written.map_err(|e| disk.write_failed(e))?;
+        if bytes.is_none() && extent.length >= HOLE_BYTES_MIN {
+            zero(&*image, extent).map_err(failed)?;
+        } else {
+            stretch.push(extent, bytes).map_err(failed)?;
+        }
         covered += extent.length;
     }
+    stretch.end().map_err(failed)?;
     Ok(covered)
 }
+
+/// Flushes the frame's image if much was written since the last time. What the disk does meanwhile is not left
+/// for the checkpoint, which the sender waits for.
+fn flush_ahead(
+    inner: &Inner,
+    unflushed: &AtomicU64,
+    frame: &DataFrame,
+) -> Result<(), ReplicaError> {
+    let written = u64::try_from(frame.payload.len()).unwrap_or(u64::MAX);
+    if unflushed.fetch_add(written, Ordering::Relaxed) + written < FLUSH_AHEAD_BYTES {
+        return Ok(());
+    }
+    unflushed.store(0, Ordering::Relaxed);
+    inner.disk(frame.disk)?.flush()
+}
+
+/// Makes a range read as zeros. A new image is all holes: looking costs less than making one anew.
+fn zero(image: &dyn Image, extent: Extent) -> Result<(), DiskError> {
+    let mut is_hole = true;
+    image.extents(extent.offset, extent.length, &mut |_, _, kind| {
+        is_hole = kind == ExtentKind::Hole;
+        is_hole
+    })?;
+    if is_hole {
+        return Ok(());
+    }
+    image.write_zeroes(extent.offset, extent.length, ZeroMode::MayUnmap, false)
+}
+
+/// Neighbouring pieces of a frame, to be written at once.
+struct Stretch<'a> {
+    image: &'a dyn Image,
+    pieces: Vec<(Extent, Option<&'a [u8]>)>,
+    length: u64,
+    joined: Vec<u8>,
+}
+
+impl<'a> Stretch<'a> {
+    fn new(image: &'a dyn Image) -> Self {
+        Self {
+            image,
+            pieces: Vec::new(),
+            length: 0,
+            joined: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, extent: Extent, bytes: Option<&'a [u8]>) -> Result<(), DiskError> {
+        let follows = self
+            .pieces
+            .last()
+            .is_some_and(|(last, _)| last.checked_end() == Some(extent.offset));
+        if !follows || self.length + extent.length > STRETCH_BYTES_MAX {
+            self.end()?;
+        }
+        self.pieces.push((extent, bytes));
+        self.length += extent.length;
+        Ok(())
+    }
+
+    /// Writes what there is.
+    fn end(&mut self) -> Result<(), DiskError> {
+        let Some(&(first, bytes)) = self.pieces.first() else {
+            return Ok(());
+        };
+        let has_data = self.pieces.iter().any(|(_, bytes)| bytes.is_some());
+        let whole = Extent::new(first.offset, self.length);
+        let written = match bytes {
+            _ if !has_data => zero(self.image, whole),
+            Some(bytes) if self.pieces.len() == 1 => {
+                self.image.write_at(bytes, first.offset, false)
+            }
+            _ => {
+                self.join();
+                self.image.write_at(&self.joined, first.offset, false)
+            }
+        };
+        self.pieces.clear();
+        self.length = 0;
+        written
+    }
+
+    fn join(&mut self) {
+        self.joined.clear();
+        for (extent, bytes) in &self.pieces {
+            match bytes {
+                Some(bytes) => self.joined.extend_from_slice(bytes),
+                None => {
+                    let zeros = usize::try_from(extent.length).expect("shorter than a stretch");
+                    self.joined.resize(self.joined.len() + zeros, 0);
+                }
+            }
+        }
+    }
+}
+
+/// Shorter zeros are written with the data around them. The source had space for them, too; a hole for each
+/// would cost a call, and leave the file in small pieces.
+const HOLE_BYTES_MIN: u64 = 64 << 10;
+/// Most bytes written at once, unless a single piece is longer.
+const STRETCH_BYTES_MAX: u64 = 1 << 20;
+/// Bytes written between two flushes on the way.
+const FLUSH_AHEAD_BYTES: u64 = 32 << 20;
