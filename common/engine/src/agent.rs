@@ -46,7 +46,7 @@ use crate::wire::LinkState;
 use nbd_tls::NbdTls;
 
 pub use command::{CommandError, Done};
-pub use operator::{Operator, ProtectDisk, ProtectSpec};
+pub use operator::{Asker, Operator, ProtectDisk, ProtectSpec};
 pub use peer::PeerFace;
 pub use run::{RunError, run};
 pub use start::start;

@@ -25,7 +25,7 @@ use super::status::{
 };
 use super::task::Msg;
 use super::{Context, LinkView, offer_of};
-use crate::catalog::{DiskRow, GroupRow};
+use crate::catalog::{AuditRow, DiskRow, GroupRow};
 use crate::endpoint::PeerError;
 use crate::source::Fresh;
 use crate::wire::LinkState;
@@ -64,6 +64,15 @@ pub struct Operator {
     context: Arc<Context>,
     certificate: Arc<dyn Fn() -> CertificateStatus + Send + Sync>,
     peer_address: String,
+}
+
+/// Who gave a command, by the certificate that the connection was made with.
+#[derive(Debug, Clone, Default)]
+pub struct Asker {
+    /// The certificate's name; empty where there was none.
+    pub name: String,
+    /// Its serial number.
+    pub serial: String,
 }
 
 /// How long a group may take to tell how it is.
@@ -469,6 +478,24 @@ impl Operator {
         if let Err(e) = self.context.peer.withdraw(row.group, true).await {
             tracing::warn!(group = %row.name,
                 "the other site keeps a replica that nobody fills; end its protection there: {e}");
+        }
+    }
+
+    /// Writes a line to the audit. A command that was carried out is not undone because that fails; the failure is
+    /// logged, as the command itself was.
+    pub async fn audit(&self, asker: Asker, what: String, result: String) {
+        let line = AuditRow {
+            at: self.context.env.now(),
+            who: asker.name,
+            serial: asker.serial,
+            what,
+            group: None,
+            result,
+        };
+        let catalog = Arc::clone(&self.context.catalog);
+        let written = tokio::task::spawn_blocking(move || catalog.append_audit(&line)).await;
+        if let Ok(Err(e)) = written {
+            tracing::error!("the audit could not be written: {}", chain(&e));
         }
     }
 

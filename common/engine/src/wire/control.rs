@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::Caller;
 use crate::agent::status::AgentStatus;
 use crate::agent::status::JobState;
-use crate::agent::{CommandError, Done, Operator, ProtectDisk, ProtectSpec};
+use crate::agent::{Asker, CommandError, Done, Operator, ProtectDisk, ProtectSpec};
 
 mod convert;
 
@@ -53,11 +53,12 @@ impl ControlService {
 }
 
 /// Who asks, as the audit has it.
-fn who<T>(request: &Request<T>) -> String {
-    request
-        .extensions()
-        .get::<Caller>()
-        .map_or_else(|| "unknown".to_owned(), |caller| caller.identity.uri())
+fn who<T>(request: &Request<T>) -> Asker {
+    let caller = request.extensions().get::<Caller>();
+    caller.map_or_else(Asker::default, |caller| Asker {
+        name: caller.identity.uri(),
+        serial: caller.identity.serial.clone(),
+    })
 }
 
 fn name(text: &str) -> Result<GroupName, Status> {
@@ -84,18 +85,30 @@ fn status(error: CommandError) -> Status {
     }
 }
 
-/// Logs a command with its caller and what became of it.
-fn audited<T>(
-    who: &str,
-    what: &str,
-    group: &str,
-    result: Result<T, CommandError>,
-) -> Result<T, Status> {
-    match &result {
-        Ok(_) => tracing::info!(target: "audit", who, what, group, "done"),
-        Err(e) => tracing::warn!(target: "audit", who, what, group, "not done: {e}"),
+impl ControlService {
+    /// Writes a command with its caller and what became of it to the log and to the audit.
+    async fn audited<T>(
+        &self,
+        who: &Asker,
+        what: &str,
+        group: &str,
+        result: Result<T, CommandError>,
+    ) -> Result<T, Status> {
+        let told = match &result {
+            Ok(_) => {
+                tracing::info!(target: "audit", who = who.name, what, group, "done");
+                "done".to_owned()
+            }
+            Err(e) => {
+                tracing::warn!(target: "audit", who = who.name, what, group, "not done: {e}");
+                format!("not done: {e}")
+            }
+        };
+        self.operator
+            .audit(who.clone(), format!("{what} {group}"), told)
+            .await;
+        result.map_err(status)
     }
-    result.map_err(status)
 }
 
 fn reply(done: Done) -> Response<proto::CommandReply> {
@@ -185,7 +198,8 @@ impl proto::control_server::Control for ControlService {
         let request = request.into_inner();
         let group = request.group.clone();
         let spec = protect_spec(request)?;
-        let (id, disks) = audited(&who, "protect", &group, self.operator.protect(spec).await)?;
+        let protected = self.operator.protect(spec).await;
+        let (id, disks) = self.audited(&who, "protect", &group, protected).await?;
         let disks = disks.into_iter().map(convert::disk).collect();
         Ok(Response::new(proto::ProtectReply {
             group_id: id.to_string(),
@@ -204,30 +218,34 @@ impl proto::control_server::Control for ControlService {
             .operator
             .unprotect(&group, r.delete_replica, r.force)
             .await;
-        audited(&who, "unprotect", &r.group, done).map(reply)
+        self.audited(&who, "unprotect", &r.group, done)
+            .await
+            .map(reply)
     }
 
     async fn pause(&self, request: Request<proto::PauseRequest>) -> Answer<proto::CommandReply> {
         let who = who(&request);
         let group = name(&request.into_inner().group)?;
-        audited(
+        self.audited(
             &who,
             "pause",
             group.as_str(),
             self.operator.pause(&group).await,
         )
+        .await
         .map(reply)
     }
 
     async fn resume(&self, request: Request<proto::ResumeRequest>) -> Answer<proto::CommandReply> {
         let who = who(&request);
         let group = name(&request.into_inner().group)?;
-        audited(
+        self.audited(
             &who,
             "resume",
             group.as_str(),
             self.operator.resume(&group).await,
         )
+        .await
         .map(reply)
     }
 
@@ -242,7 +260,7 @@ impl proto::control_server::Control for ControlService {
             )));
         }
         let cut = self.operator.cut(&group, label).await;
-        let cycle = audited(&who, "cut", group.as_str(), cut)?;
+        let cycle = self.audited(&who, "cut", group.as_str(), cut).await?;
         Ok(Response::new(proto::CutReply { cycle: cycle.0 }))
     }
 
@@ -262,7 +280,9 @@ impl proto::control_server::Control for ControlService {
             .operator
             .planned_failover(&group, op, r.disconnect, !r.no_reverse)
             .await;
-        let id = audited(&who, "planned failover", group.as_str(), begun)?;
+        let id = self
+            .audited(&who, "planned failover", group.as_str(), begun)
+            .await?;
         Ok(Response::new(proto::JobRef {
             job_id: id.to_string(),
         }))
@@ -274,12 +294,13 @@ impl proto::control_server::Control for ControlService {
     ) -> Answer<proto::CommandReply> {
         let who = who(&request);
         let group = name(&request.into_inner().group)?;
-        audited(
+        self.audited(
             &who,
             "reverse",
             group.as_str(),
             self.operator.reverse(&group).await,
         )
+        .await
         .map(reply)
     }
 
@@ -294,13 +315,15 @@ impl proto::control_server::Control for ControlService {
             .operator
             .force_open(
                 &group,
-                who.clone(),
+                who.name.clone(),
                 r.reason,
                 &r.typed_name,
                 r.peer_is_stopped,
             )
             .await;
-        audited(&who, "force open", group.as_str(), done).map(reply)
+        self.audited(&who, "force open", group.as_str(), done)
+            .await
+            .map(reply)
     }
 
     async fn export_point(
@@ -311,7 +334,7 @@ impl proto::control_server::Control for ControlService {
         let r = request.into_inner();
         let group = name(&r.group)?;
         let served = self.operator.export(&group, Cycle(r.cycle)).await;
-        let exports = audited(&who, "export", group.as_str(), served)?;
+        let exports = self.audited(&who, "export", group.as_str(), served).await?;
         let exports = exports.into_iter().map(convert::export).collect();
         Ok(Response::new(proto::ExportPointReply { exports }))
     }
@@ -324,7 +347,9 @@ impl proto::control_server::Control for ControlService {
         let r = request.into_inner();
         let group = name(&r.group)?;
         let done = self.operator.unexport(&group, Cycle(r.cycle)).await;
-        audited(&who, "unexport", group.as_str(), done).map(reply)
+        self.audited(&who, "unexport", group.as_str(), done)
+            .await
+            .map(reply)
     }
 }
 
