@@ -310,7 +310,8 @@ impl Pair {
         panic!("not reached: {what}");
     }
 
-    async fn disks_served_by(&self, site: usize) -> Option<Vec<Arc<dyn Image>>> {
+    /// The disks that a site serves now; not to be kept, since they hold the files open.
+    pub(crate) async fn disks_served_by(&self, site: usize) -> Option<Vec<Arc<dyn Image>>> {
         let context = self.sites[site].context.as_ref()?;
         let mut images = Vec::new();
         for disk in disk_names() {
