@@ -151,6 +151,9 @@ pub(crate) struct UnprotectArgs {
     /// End it at the site that can be reached although the other cannot be told
     #[arg(long)]
     pub(crate) force: bool,
+    /// End the connections of guests that are still attached
+    #[arg(long)]
+    pub(crate) disconnect: bool,
 }
 
 #[derive(Debug, Args)]

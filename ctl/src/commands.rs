@@ -99,6 +99,7 @@ pub(crate) async fn unprotect(fleet: &Fleet, args: UnprotectArgs) -> Result<Done
         group: args.group.clone(),
         delete_replica: args.delete_replica,
         force: args.force,
+        disconnect: args.disconnect,
     };
     let found = fleet.source(&args.group).await;
     let (_, mut client) = match found {

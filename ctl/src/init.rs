@@ -15,7 +15,7 @@ use crate::config::{Config, Tls};
 use crate::error::Failure;
 use crate::view::Done;
 
-/// The agents' configuration, commented; placeholders are in capitals.
+/// The agents' configuration, commented; placeholders stand between at signs.
 const AGENT_TOML: &str = include_str!("../agent.toml.in");
 
 pub(crate) fn init(args: &InitArgs) -> Result<Done, Failure> {
@@ -109,10 +109,10 @@ fn write_agent(
         Site::Secondary => (&args.secondary, &args.primary),
     };
     let toml = AGENT_TOML
-        .replace("PAIR", &args.pair)
-        .replace("LISTEN", own)
-        .replace("PEER", peer)
-        .replace("SITE", site.as_str());
+        .replace("@PAIR@", &args.pair)
+        .replace("@LISTEN@", own)
+        .replace("@PEER@", peer)
+        .replace("@SITE@", site.as_str());
     fs::write(folder.join("agent.toml"), toml)
         .with_context(|| format!("write {}/agent.toml", folder.display()))?;
     write_identity(&folder, "agent", ca, issued)

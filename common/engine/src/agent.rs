@@ -45,7 +45,7 @@ use crate::wire::LinkState;
 
 use nbd_tls::NbdTls;
 
-pub use command::{CommandError, Done};
+pub use command::{CommandError, Done, Unprotect};
 pub use operator::{Asker, Operator, ProtectDisk, ProtectSpec};
 pub use peer::PeerFace;
 pub use run::{RunError, run};

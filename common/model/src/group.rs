@@ -117,10 +117,10 @@ pub enum Trouble {
     )]
     TwoSources,
     /// The peer has a history that this site has left behind.
-    #[error("the other site is behind this one's history and must be resynchronized")]
+    #[error("the other site is behind this one's history; end the protection and begin it again")]
     PeerBehind,
     /// This site has a history that the peer has left behind.
-    #[error("this site is behind the other one's history and must be resynchronized")]
+    #[error("this site is behind the other one's history; end the protection and begin it again")]
     BehindPeer,
     /// The peer's replica is older than what it acknowledged, or another: nothing that is only known
     /// as a difference to the acknowledged cycle may be sent to it.

@@ -48,6 +48,17 @@ pub struct Done {
 /// How long the other site may take to end a group's protection.
 const WITHDRAW_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// How protection is ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unprotect {
+    /// Remove the replica's files.
+    pub delete_replica: bool,
+    /// End it here although the other site cannot be told.
+    pub force: bool,
+    /// End the connections of guests that are attached.
+    pub disconnect: bool,
+}
+
 type Answer<T> = oneshot::Sender<Result<T, CommandError>>;
 
 /// A command for a group's task.
@@ -70,8 +81,7 @@ pub(super) enum Command {
         reply: Answer<Done>,
     },
     Withdraw {
-        delete_replica: bool,
-        force: bool,
+        how: Unprotect,
         reply: Answer<Done>,
     },
     Points(Answer<Vec<(RecoveryPoint, bool)>>),
@@ -118,12 +128,8 @@ impl GroupTask {
                 }
                 let _ = reply.send(done);
             }
-            Command::Withdraw {
-                delete_replica,
-                force,
-                reply,
-            } => {
-                let _ = reply.send(self.withdraw(delete_replica, force).await);
+            Command::Withdraw { how, reply } => {
+                let _ = reply.send(self.withdraw(how).await);
             }
             Command::Points(reply) => {
                 let _ = reply.send(self.points());
@@ -208,7 +214,7 @@ impl GroupTask {
         }
     }
 
-    async fn withdraw(&mut self, delete_replica: bool, force: bool) -> Result<Done, CommandError> {
+    async fn withdraw(&mut self, how: Unprotect) -> Result<Done, CommandError> {
         let (writers, is_source) = match &self.side {
             Side::Source(side) => (side.writers(), true),
             Side::Replica(_) => (0, false),
@@ -216,7 +222,7 @@ impl GroupTask {
         };
         let event = Event::Withdraw {
             writers,
-            disconnect: force,
+            disconnect: how.disconnect,
         };
         self.core
             .allows(&event)
@@ -229,15 +235,15 @@ impl GroupTask {
             ));
         }
         if is_source
-            && let Err(why) = self.withdraw_at_peer(delete_replica).await
-            && !force
+            && let Err(why) = self.withdraw_at_peer(how.delete_replica).await
+            && !how.force
         {
             return Err(CommandError::Unreachable(format!(
                 "the other site did not end it: {why}; repeat with --force to end it here alone"
             )));
         }
         self.step_for_command(event).await?;
-        self.forget(delete_replica)
+        self.forget(how.delete_replica)
             .await
             .map_err(CommandError::Failed)?;
         let message = format!("group {} is no longer protected here", self.core.name);

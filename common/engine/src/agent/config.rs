@@ -372,10 +372,10 @@ mod tests {
     /// What `sitepair init` writes, as it writes it.
     fn sample() -> String {
         include_str!("../../../../ctl/agent.toml.in")
-            .replace("PAIR", "acme")
-            .replace("LISTEN", "10.0.0.1:7443")
-            .replace("PEER", "10.0.0.2:7443")
-            .replace("SITE", "primary")
+            .replace("@PAIR@", "acme")
+            .replace("@LISTEN@", "10.0.0.1:7443")
+            .replace("@PEER@", "10.0.0.2:7443")
+            .replace("@SITE@", "primary")
     }
 
     /// With the keys in force that the sample only shows, in comments.

@@ -13,7 +13,7 @@ use sitepair_model::peer::ImageFormat;
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{oneshot, watch};
 
-use super::command::{Command, CommandError, Done};
+use super::command::{Command, CommandError, Done, Unprotect};
 use super::core::Core;
 use super::groups::Handle;
 use super::job::Job;
@@ -312,18 +312,9 @@ impl Operator {
     ///
     /// # Errors
     /// [`CommandError`].
-    pub async fn unprotect(
-        &self,
-        group: &GroupName,
-        delete_replica: bool,
-        force: bool,
-    ) -> Result<Done, CommandError> {
-        self.ask(group, |reply| Command::Withdraw {
-            delete_replica,
-            force,
-            reply,
-        })
-        .await
+    pub async fn unprotect(&self, group: &GroupName, how: Unprotect) -> Result<Done, CommandError> {
+        self.ask(group, |reply| Command::Withdraw { how, reply })
+            .await
     }
 
     /// Serves a recovery point.

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::Caller;
 use crate::agent::status::AgentStatus;
 use crate::agent::status::JobState;
-use crate::agent::{Asker, CommandError, Done, Operator, ProtectDisk, ProtectSpec};
+use crate::agent::{Asker, CommandError, Done, Operator, ProtectDisk, ProtectSpec, Unprotect};
 
 mod convert;
 
@@ -216,7 +216,14 @@ impl proto::control_server::Control for ControlService {
         let group = name(&r.group)?;
         let done = self
             .operator
-            .unprotect(&group, r.delete_replica, r.force)
+            .unprotect(
+                &group,
+                Unprotect {
+                    delete_replica: r.delete_replica,
+                    force: r.force,
+                    disconnect: r.disconnect,
+                },
+            )
             .await;
         self.audited(&who, "unprotect", &r.group, done)
             .await

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::link::{Call, Strike, Trap, When};
-use crate::pair::{Death, Pair, group};
+use crate::pair::{Death, Pair, deleting, group};
 
 const STRIKES: [Strike; 4] = [
     Strike::Nothing,
@@ -115,7 +115,7 @@ async fn protection_can_be_begun_again_after_a_lost_offer() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(pair.status(0).await.is_none(), "nothing stays here");
         if pair.status(1).await.is_some() {
-            drop(pair.operator(1).unprotect(&group(), true, false).await);
+            drop(pair.operator(1).unprotect(&group(), deleting()).await);
         }
         pair.protect(0).await.unwrap();
         pair.settled(0).await;

@@ -13,7 +13,7 @@ use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
 use sitepair_engine::agent::config::ReplicationConfig;
 use sitepair_engine::agent::status::{CertificateStatus, GroupStatus};
 use sitepair_engine::agent::{
-    CommandError, Context, ContextParts, Operator, PeerFace, ProtectDisk, ProtectSpec,
+    CommandError, Context, ContextParts, Operator, PeerFace, ProtectDisk, ProtectSpec, Unprotect,
 };
 use sitepair_engine::catalog::SqliteCatalog;
 use sitepair_model::ids::{Cycle, DiskName, GroupName, Site, UnixMillis};
@@ -63,6 +63,14 @@ pub(crate) struct Pair {
     sizes: [u64; 2],
     format: Format,
     dir: tempfile::TempDir,
+}
+
+/// Protection ended, and the replica's files with it.
+pub(crate) fn deleting() -> Unprotect {
+    Unprotect {
+        delete_replica: true,
+        ..Unprotect::default()
+    }
 }
 
 pub(crate) fn group() -> GroupName {

@@ -15,7 +15,7 @@ use sitepair_model::lineage::Lineage;
 use sitepair_model::peer::{Hello, PeerSummary, RoleName};
 
 use crate::link::{Call, Strike, Trap, When};
-use crate::pair::{Death, Pair, SIZES, disk_path, group};
+use crate::pair::{Death, Pair, SIZES, deleting, disk_path, group};
 
 async fn with_writes(seed: u64) -> Pair {
     let mut pair = Pair::protected(seed, 0).await;
@@ -206,16 +206,16 @@ async fn a_failover_without_reverse_waits_for_the_operator() {
 #[tokio::test(start_paused = true)]
 async fn protection_ends_at_both_sites_and_can_begin_again() {
     let mut pair = with_writes(8).await;
-    let at_replica = pair.operator(1).unprotect(&group(), true, false).await;
+    let at_replica = pair.operator(1).unprotect(&group(), deleting()).await;
     assert!(matches!(at_replica, Err(CommandError::Refused(_))));
     pair.link.set_up(false);
-    let alone = pair.operator(0).unprotect(&group(), true, false).await;
+    let alone = pair.operator(0).unprotect(&group(), deleting()).await;
     assert!(matches!(alone, Err(CommandError::Unreachable(_))));
     assert_eq!(pair.server().await, Some(0), "nothing has changed");
     pair.link.set_up(true);
     pair.settled(0).await;
     pair.operator(0)
-        .unprotect(&group(), true, false)
+        .unprotect(&group(), deleting())
         .await
         .unwrap();
     assert!(pair.status(0).await.is_none());

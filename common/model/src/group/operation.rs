@@ -19,8 +19,6 @@ pub enum Operation {
     Reverse,
     /// Hand the guest over to the other site without loss.
     PlannedFailover,
-    /// Stop a planned failover that has not handed over yet.
-    CancelFailover,
     /// Open without the other site's word.
     ForceOpen,
     /// End the protection.
@@ -29,13 +27,12 @@ pub enum Operation {
 
 impl Operation {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 7] = [
         Self::Cut,
         Self::Pause,
         Self::Resume,
         Self::Reverse,
         Self::PlannedFailover,
-        Self::CancelFailover,
         Self::ForceOpen,
         Self::Unprotect,
     ];
@@ -49,7 +46,6 @@ impl Operation {
             Self::Resume => "resume",
             Self::Reverse => "reverse",
             Self::PlannedFailover => "planned failover",
-            Self::CancelFailover => "cancel failover",
             Self::ForceOpen => "force open",
             Self::Unprotect => "unprotect",
         }
@@ -86,10 +82,6 @@ fn is_allowed(now: &GroupState, operation: Operation) -> bool {
             writers: 0,
             disconnect: false,
             reverse: true,
-        },
-        Operation::CancelFailover => match now.record.role {
-            Role::Quiescing { op, .. } => Event::QuiesceCancelled { op },
-            _ => return false,
         },
         Operation::ForceOpen => Event::ForceOpen(ForceOpen {
             who: "operator".to_owned(),

@@ -42,9 +42,7 @@ pub enum Refusal {
     )]
     Closed,
     /// Another operation is under way.
-    #[error(
-        "a planned failover is under way ({role}, operation {op}); wait for it, or cancel it while it is still quiescing"
-    )]
+    #[error("a planned failover is under way ({role}, operation {op}); wait until it has ended")]
     Busy {
         /// How far it is.
         role: RoleName,
@@ -152,7 +150,7 @@ pub enum Refusal {
     StaleGrant,
     /// A grant whose cut is not this replica's last cycle.
     #[error(
-        "the grant's cut, cycle {base}, is not what this replica holds at cycle {ours}; the replica must be verified"
+        "the grant's cut, cycle {base}, is not what this replica holds at cycle {ours}; end the protection and begin it again"
     )]
     OtherCut {
         /// The grant's.

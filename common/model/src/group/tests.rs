@@ -981,10 +981,7 @@ fn operators_are_offered_what_would_not_be_refused() {
     );
     let paused = go(&source(), &Event::Pause).next;
     assert_eq!(allowed_operations(&paused), [Resume, Unprotect]);
-    assert_eq!(
-        allowed_operations(&quiescing()),
-        [Operation::CancelFailover]
-    );
+    assert_eq!(allowed_operations(&quiescing()), []);
     assert_eq!(allowed_operations(&handed_over()), []);
     assert_eq!(
         allowed_operations(&restart(&handed_over()).next),
