@@ -417,10 +417,8 @@ impl Inner {
     /// Closes all images, and tells of the first failure. Writes of initial replication see that their transfer
     /// is void, or hold the image until they are done.
     fn close_images(&self) -> Result<(), ReplicaError> {
-        self.disks.iter().fold(Ok(()), |first, disk| {
-            let closed = disk.close();
-            first.and(closed)
-        })
+        let closed: Vec<_> = self.disks.iter().map(Disk::close).collect();
+        closed.into_iter().collect()
     }
 
     fn log_path(&self, file_name: &str) -> PathBuf {
