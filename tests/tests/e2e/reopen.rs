@@ -136,7 +136,7 @@ fn a_forced_act_must_be_signed_in_full(swapped: bool) {
         let told = pair
             .ctl()
             .wait_group(first, "vm", "told what to do", LIMIT, |now| {
-                now.messages().contains("resynchronized") && now.is_open()
+                now.messages().contains("end the protection") && now.is_open()
             })?;
         ensure!(
             told.0["health"] != "ok",
