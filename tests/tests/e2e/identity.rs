@@ -76,7 +76,7 @@ fn issue(pair: &Pair, folder: &Path, holder: &Holder, validity: Validity) -> Res
     )
 }
 
-const DEFECTS: [Defect; 8] = [
+const DEFECTS: [Defect; 7] = [
     (
         "no certificate",
         |_, folder| Ok(fs::remove_file(folder.join("agent.pem"))?),
@@ -99,11 +99,6 @@ const DEFECTS: [Defect; 8] = [
             Ok(fs::set_permissions(folder.join("agent.key"), open)?)
         },
         "chmod",
-    ),
-    (
-        "an expired certificate",
-        |pair, folder| issue(pair, folder, &Holder::Agent(pair.first()), past()),
-        "expired",
     ),
     (
         "the other site's certificate",
