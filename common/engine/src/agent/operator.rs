@@ -1,62 +1,28 @@
 //! What operators may ask of an agent, in our own types; the wire converts.
 
-use std::path::PathBuf;
+mod protect;
+
+pub use protect::{ProtectDisk, ProtectSpec};
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use sitepair_disk::open::{Format, OpenOptions, open_image, probe};
-use sitepair_disk::vhdx::{Kind, VhdxImage};
-use sitepair_disk::{DiskError, Image};
-use sitepair_model::group::{ForceOpen, GroupState};
-use sitepair_model::ids::{Cycle, DiskId, DiskName, GenId, GroupId, GroupName, OpId, UnixMillis};
-use sitepair_model::peer::ImageFormat;
+use sitepair_model::group::ForceOpen;
+use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, UnixMillis};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{oneshot, watch};
 
+use super::Context;
 use super::command::{Command, CommandError, Done, Unprotect};
-use super::core::Core;
 use super::groups::Handle;
 use super::job::Job;
 use super::replicator::chain;
-use super::side::{Side, SourceSide, forget_maps, nbd_uri, socket_path};
 use super::status::{
-    AgentStatus, CertificateStatus, DiskStatus, ExportStatus, GroupStatus, Health, JobStatus,
-    LinkStatus,
+    AgentStatus, CertificateStatus, ExportStatus, GroupStatus, Health, JobStatus, LinkStatus,
 };
 use super::task::Msg;
-use super::{Context, LinkView, offer_of};
-use crate::catalog::{AuditRow, DiskRow, GroupRow};
-use crate::endpoint::PeerError;
-use crate::source::Fresh;
+use crate::catalog::AuditRow;
 use crate::wire::LinkState;
-
-/// A group to protect.
-#[derive(Debug, Clone)]
-pub struct ProtectSpec {
-    /// Its name.
-    pub group: GroupName,
-    /// Its disks.
-    pub disks: Vec<ProtectDisk>,
-    /// Recovery points to keep; the agent's default if `None`.
-    pub keep_points: Option<u32>,
-    /// Time between cuts; the agent's default if `None`.
-    pub interval: Option<Duration>,
-    /// Whether files at the replica's place may be written over.
-    pub use_existing: bool,
-}
-
-/// One of its disks.
-#[derive(Debug, Clone)]
-pub struct ProtectDisk {
-    /// Its name.
-    pub name: DiskName,
-    /// Its image on this host, absolute.
-    pub path: PathBuf,
-    /// Where the replica goes, if the operator says.
-    pub replica_path: Option<String>,
-    /// The image's format, if the operator says.
-    pub format: Option<Format>,
-}
 
 /// An agent as operators see it.
 #[derive(Clone)]
@@ -77,8 +43,6 @@ pub struct Asker {
 
 /// How long a group may take to tell how it is.
 const STATUS_WAIT: Duration = Duration::from_secs(5);
-/// Most disks of a group.
-const DISKS_MAX: usize = 64;
 
 impl Operator {
     /// The agent's face to operators. `certificate` tells what it shows to others.
@@ -351,127 +315,6 @@ impl Operator {
         })
     }
 
-    /// Begins to protect a group whose disks are on this host.
-    ///
-    /// # Errors
-    /// [`CommandError`]; then nothing that was made stays.
-    pub async fn protect(
-        &self,
-        spec: ProtectSpec,
-    ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
-        check(&spec)?;
-        let this = self.clone();
-        // A task of its own: an operator who goes away must not leave half a group behind.
-        let protecting = self
-            .context
-            .tasks
-            .spawn(async move { this.protect_checked(spec).await });
-        protecting
-            .await
-            .unwrap_or_else(|e| Err(CommandError::Failed(e.to_string())))
-    }
-
-    async fn protect_checked(
-        &self,
-        spec: ProtectSpec,
-    ) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
-        let name = spec.group.clone();
-        let _reserved = self.context.groups.reserve(&name).ok_or_else(|| {
-            CommandError::Refused(format!(
-                "group {name} is known at the {} site already; choose another name",
-                self.context.site
-            ))
-        })?;
-        if !self.context.link.borrow().is_up() {
-            return Err(CommandError::Unreachable(
-                "the other site must take part and is not reachable; see `sitepair status`"
-                    .to_owned(),
-            ));
-        }
-        let context = Arc::clone(&self.context);
-        let prepared = tokio::task::spawn_blocking(move || prepare(&context, spec))
-            .await
-            .map_err(|e| CommandError::Failed(e.to_string()))??;
-        self.begin(prepared).await
-    }
-
-    async fn begin(&self, prepared: Prepared) -> Result<(GroupId, Vec<DiskStatus>), CommandError> {
-        let Prepared {
-            row,
-            images,
-            paths,
-            use_existing,
-        } = prepared;
-        let context = &self.context;
-        let first = GenId::from_bytes(context.env.random_id());
-        let boot = context.env.boot_id();
-        let born = GroupState::born_source(row.group, first, context.nonce, boot);
-        let offer = offer_of(&row, born.next.record.generation(), use_existing, &paths);
-        // The other site first: it may refuse, and then nothing has happened here.
-        match context.peer.offer(offer).await {
-            Ok(()) => {}
-            Err(PeerError::Refused { why }) => return Err(CommandError::Refused(why)),
-            Err(PeerError::Link { why }) => {
-                // It may have acted, and only its answer was lost.
-                self.undo(&row).await;
-                return Err(CommandError::Unreachable(why));
-            }
-            Err(PeerError::Failed { why }) => {
-                return Err(CommandError::Failed(format!("the other site: {why}")));
-            }
-        }
-        let opened = {
-            let (context, row, born) = (Arc::clone(context), row.clone(), born.clone());
-            tokio::task::spawn_blocking(move || {
-                // The change maps are durable before the group is: a group without them would count as lost.
-                let side = SourceSide::with_images(&context, &row, &born.next, images, Fresh::Seed)
-                    .map_err(CommandError::Failed)?;
-                let record = born.next.record.encode();
-                let put = context.catalog.put_group(&row, &record);
-                put.map(|()| side)
-                    .map_err(|e| CommandError::Failed(chain(&e)))
-            })
-            .await
-            .map_err(|e| CommandError::Failed(e.to_string()))?
-        };
-        let side = match opened {
-            Ok(side) => side,
-            Err(error) => {
-                self.undo(&row).await;
-                return Err(error);
-            }
-        };
-        let core = Core::new(Arc::clone(&context.catalog), row.clone(), born.next);
-        context
-            .groups
-            .start(context, core, Side::Source(side), born.after);
-        tracing::info!(group = %row.name, "protected");
-        let disks = row.disks.iter().map(|d| {
-            let socket = socket_path(&context.run_dir, &row.name, &d.name);
-            DiskStatus {
-                name: d.name.clone(),
-                path: d.path.display().to_string(),
-                size_bytes: d.size_bytes,
-                format: d.format,
-                nbd_uri: Some(nbd_uri(&d.name, &socket)),
-                nbd_tls_uri: context.nbd_tls().map(|tls| tls.uri(&row.name, &d.name)),
-                clients: 0,
-            }
-        });
-        Ok((row.group, disks.collect()))
-    }
-
-    /// Nothing half-done stays behind, here or at the other site.
-    async fn undo(&self, row: &GroupRow) {
-        if let Err(why) = forget_maps(&self.context, row) {
-            tracing::warn!(group = %row.name, "{why}");
-        }
-        if let Err(e) = self.context.peer.withdraw(row.group, true).await {
-            tracing::warn!(group = %row.name,
-                "the other site keeps a replica that nobody fills; end its protection there: {e}");
-        }
-    }
-
     /// Writes a line to the audit. A command that was carried out is not undone because that fails; the failure is
     /// logged, as the command itself was.
     pub async fn audit(&self, asker: Asker, what: String, result: String) {
@@ -494,121 +337,5 @@ impl Operator {
     #[must_use]
     pub fn now(&self) -> UnixMillis {
         self.context.env.now()
-    }
-}
-
-fn check(spec: &ProtectSpec) -> Result<(), CommandError> {
-    let invalid = |why: String| Err(CommandError::Invalid(why));
-    if spec.disks.is_empty() || spec.disks.len() > DISKS_MAX {
-        return invalid(format!("a group has 1 to {DISKS_MAX} disks"));
-    }
-    for (i, disk) in spec.disks.iter().enumerate() {
-        if !disk.path.is_absolute() {
-            return invalid(format!("path {} is not absolute", disk.path.display()));
-        }
-        for other in &spec.disks[..i] {
-            if other.name == disk.name {
-                return invalid(format!("two disks are named {}", disk.name));
-            }
-            if other.path == disk.path {
-                return invalid(format!("{} is given twice", disk.path.display()));
-            }
-        }
-    }
-    if let Some(interval) = spec.interval
-        && let Err(why) = super::config::check_interval(interval)
-    {
-        return invalid(format!("interval: {why}"));
-    }
-    match spec.keep_points.map(super::config::check_keep_points) {
-        Some(Err(why)) => invalid(format!("recovery points to keep: {why}")),
-        Some(Ok(())) | None => Ok(()),
-    }
-}
-
-/// Disks that are open, and a group that could be.
-struct Prepared {
-    row: GroupRow,
-    images: Vec<Arc<dyn Image>>,
-    paths: Vec<Option<String>>,
-    use_existing: bool,
-}
-
-fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandError> {
-    let mut disks = Vec::with_capacity(spec.disks.len());
-    for disk in spec.disks {
-        let (image, format) = open_to_protect(context, &disk).map_err(|e| {
-            let text = format!("disk {}: {}: {}", disk.name, disk.path.display(), chain(&e));
-            CommandError::Refused(text)
-        })?;
-        let geometry = image.geometry();
-        // What other programs wrote and did not sync must not be lost to a power cut after it was sent.
-        image.flush().map_err(|e| CommandError::Failed(chain(&e)))?;
-        let row = DiskRow {
-            disk: DiskId::from_bytes(context.env.random_id()),
-            name: disk.name,
-            path: disk.path,
-            size_bytes: geometry.size_bytes,
-            format,
-            logical_sector_bytes: geometry.logical_sector_bytes,
-            format_block_bytes: geometry.block_bytes,
-            owned: false,
-        };
-        disks.push((row, image, disk.replica_path));
-    }
-    disks.sort_by_key(|(row, ..)| row.disk);
-    let default_ms = u64::try_from(context.replication.interval.as_millis()).unwrap_or(u64::MAX);
-    let given = spec
-        .interval
-        .map(|i| u64::try_from(i.as_millis()).unwrap_or(u64::MAX));
-    let mut row = GroupRow {
-        group: GroupId::from_bytes(context.env.random_id()),
-        name: spec.group,
-        interval_ms: given.unwrap_or(default_ms),
-        keep_points: spec.keep_points.unwrap_or(context.replication.keep_points),
-        created_at: context.env.now(),
-        settings: "{}".to_owned(),
-        disks: Vec::with_capacity(disks.len()),
-    };
-    let (mut images, mut paths) = (Vec::new(), Vec::new());
-    for (disk, image, path) in disks {
-        row.disks.push(disk);
-        images.push(image);
-        paths.push(path);
-    }
-    Ok(Prepared {
-        row,
-        images,
-        paths,
-        use_existing: spec.use_existing,
-    })
-}
-
-/// Opens a disk for good, and tells the format that it is opened as from now on.
-fn open_to_protect(
-    context: &Context,
-    disk: &ProtectDisk,
-) -> Result<(Arc<dyn Image>, ImageFormat), DiskError> {
-    let format = match disk.format {
-        Some(format) => format,
-        None => probe(&*context.storage, &disk.path)?,
-    };
-    match format {
-        Format::Raw => {
-            let options = OpenOptions {
-                format: disk.format,
-                read_only: false,
-            };
-            let image = open_image(&context.storage, &disk.path, options)?;
-            Ok((image, ImageFormat::Raw))
-        }
-        Format::Vhdx => {
-            let image = VhdxImage::open(Arc::clone(&context.storage), &disk.path, false)?;
-            let format = match image.kind() {
-                Kind::Dynamic => ImageFormat::VhdxDynamic,
-                Kind::Fixed => ImageFormat::VhdxFixed,
-            };
-            Ok((Arc::new(image), format))
-        }
     }
 }
