@@ -198,7 +198,8 @@ impl Image for VhdxImage {
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError> {
         self.change(offset, layout::to_u64(buf.len()), |core| {
-            core.write(buf, offset, fua)
+            core.write(buf, offset, fua)?;
+            core.note_changes()
         })
     }
 
@@ -209,7 +210,10 @@ impl Image for VhdxImage {
         mode: ZeroMode,
         fua: bool,
     ) -> Result<(), DiskError> {
-        self.change(offset, length, |core| core.zero(offset, length, mode, fua))
+        self.change(offset, length, |core| {
+            core.zero(offset, length, mode, fua)?;
+            core.note_changes()
+        })
     }
 
     fn flush(&self) -> Result<(), DiskError> {

@@ -1,7 +1,7 @@
 //! Making a new image.
 //!
 //! The file is written beside its place, synced, and only then gets its name: a crash leaves no
-//! file or a whole one. The layout is Windows': log at 1 MiB, metadata at 2, BAT at 3, blocks after.
+//! file or a whole one. The order is Windows': log, metadata, BAT, blocks.
 
 use std::ffi::OsString;
 use std::io;
@@ -21,15 +21,16 @@ use crate::error::DiskError;
 use crate::storage::{BlockFile, OpenMode, Storage};
 
 const CREATOR: &str = "sitepair";
-const LOG: Span = Span {
+/// Four times Windows': about sixty new blocks between two syncs (see `journal`).
+pub(super) const LOG: Span = Span {
     offset: MIB,
-    length: MIB,
+    length: 4 * MIB,
 };
-const METADATA: Span = Span {
-    offset: 2 * MIB,
+pub(super) const METADATA: Span = Span {
+    offset: LOG.end(),
     length: metadata::REGION_BYTES,
 };
-const BAT_OFFSET: u64 = 3 * MIB;
+pub(super) const BAT_OFFSET: u64 = METADATA.end();
 /// Entries of the BAT written at a time: 1 MiB.
 const BAT_STEP: u64 = MIB / 8;
 

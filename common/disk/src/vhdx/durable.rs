@@ -9,6 +9,10 @@
 //! sync          now data, entry and file length are durable
 //! pages -> BAT  not synced: the next entry's tail keeps this entry until a sync has covered them
 //! ```
+//! Between flushes a changed page is also noted: written to the log, not synced. A process that is killed
+//! leaves its notes to the next one, so that no answered write is lost with a block's place. A host that goes
+//! down may lose them, as it may lose the bytes.
+//!
 //! A block put into known-zero space needs no order between its bytes and the entry: before the
 //! sync returned nothing was promised, and lost bytes read as zeros, as the block did before.
 //!
@@ -64,6 +68,8 @@ impl Poison {
 #[derive(Default)]
 pub(super) struct Pending {
     pages: BTreeSet<u64>,
+    /// Those of them whose newest content no note holds.
+    unnoted: BTreeSet<u64>,
     freed: Vec<u64>,
     /// Blocks lie in space that may have held something else: their bytes go first.
     data_first: bool,
@@ -96,6 +102,8 @@ pub(super) struct Durable {
     pending: Mutex<Pending>,
     pub(super) journal: Mutex<Journal>,
     sequencer: Sequencer,
+    /// Some page may be unnoted. Changes under the lock of `pending` only.
+    to_note: AtomicBool,
     changes_made: AtomicU64,
     changes_durable: AtomicU64,
     /// The session's log and DataWriteGuid are in the headers.
@@ -113,6 +121,7 @@ impl Durable {
             pending: Mutex::default(),
             journal: Mutex::new(Journal::new(log)),
             sequencer: Sequencer::default(),
+            to_note: AtomicBool::new(false),
             changes_made: AtomicU64::new(0),
             changes_durable: AtomicU64::new(0),
             armed: AtomicBool::new(false),
@@ -180,6 +189,8 @@ impl Core {
         self.durable.changes_made.fetch_add(1, Ordering::AcqRel);
         let former = self.bat.replace(block, entry);
         pending.pages.insert(page);
+        pending.unnoted.insert(page);
+        self.durable.to_note.store(true, Ordering::Release);
         pending.data_first |= data_first;
         if former.space() != 0 {
             pending.freed.push(former.space());
@@ -194,17 +205,52 @@ impl Core {
         self.durable.changes_made.fetch_add(1, Ordering::AcqRel);
         self.bat.clear(first, end);
         pending.pages.insert(page);
+        pending.unnoted.insert(page);
         Ok(())
+    }
+
+    /// Puts the BAT changes of what is about to be answered where they outlive this process. No sync, unless the log
+    /// has no room for more notes, or a note could show a reused place before its new bytes are durable.
+    pub(super) fn note_changes(&self) -> Result<(), DiskError> {
+        if !self.durable.to_note.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // A flush that took our changes holds this until they are logged.
+        let mut journal = lock(&self.durable.journal);
+        let mut pending = lock(&self.durable.pending);
+        let noted = if pending.unnoted.is_empty() {
+            true
+        } else if pending.data_first || pending.unnoted.len() > journal.max_pages() {
+            false
+        } else {
+            let pages: Vec<_> = pending
+                .unnoted
+                .iter()
+                .map(|page| self.bat.image(*page))
+                .collect();
+            journal
+                .note(self.file(), &pages, self.file_length())
+                .map_err(|e| self.fatal("write a log entry", e))?
+        };
+        if noted {
+            pending.unnoted.clear();
+            self.durable.to_note.store(false, Ordering::Release);
+            return Ok(());
+        }
+        drop(pending);
+        drop(journal);
+        self.flush()
     }
 
     fn take_batch(&self) -> Batch {
         let mut pending = lock(&self.durable.pending);
         let taken = std::mem::take(&mut *pending);
+        // Noted pages first: one entry holds them all, and outdates the notes.
+        let noted = taken.pages.difference(&taken.unnoted);
         Batch {
-            pages: taken
-                .pages
-                .into_iter()
-                .map(|page| self.bat.image(page))
+            pages: noted
+                .chain(&taken.unnoted)
+                .map(|page| self.bat.image(*page))
                 .collect(),
             freed: taken.freed,
             data_first: taken.data_first,
@@ -240,8 +286,9 @@ impl Core {
 
     fn flush_round(&self) -> Result<(), DiskError> {
         let wrote = self.durable.wrote.swap(false, Ordering::AcqRel);
-        let batch = self.take_batch();
+        // Held until the batch is logged: see `note_changes`.
         let mut journal = lock(&self.durable.journal);
+        let batch = self.take_batch();
         if batch.pages.is_empty() {
             if wrote || journal.is_unsettled() {
                 self.sync()?;
@@ -263,13 +310,18 @@ impl Core {
         Ok(())
     }
 
-    /// Logs `pages`, syncs, and puts them into their places. One sync, unless they need more entries.
+    /// Logs `pages`, syncs, and puts them into their places. One sync, unless they need more entries, or one
+    /// starts a lap of the ring. Pages that a note holds come first.
     pub(super) fn log_pages(
         &self,
         journal: &mut Journal,
         pages: &[(u64, Page)],
     ) -> Result<(), DiskError> {
         for entry in pages.chunks(journal.max_pages()) {
+            if journal.starts_lap(entry.len()) && journal.is_unsettled() {
+                self.sync()?;
+                journal.all_settled();
+            }
             journal
                 .append(self.file(), entry, self.file_length())
                 .map_err(|e| self.fatal("write a log entry", e))?;
@@ -354,6 +406,12 @@ impl Core {
         lock(&self.headers)
             .update(self.file(), |header| header.log_guid = NO_GUID)
             .map_err(|e| self.fatal("write the headers", e))
+    }
+
+    /// Pages of the log before its end.
+    #[cfg(test)]
+    pub(super) fn log_room(&self) -> u64 {
+        lock(&self.durable.journal).room()
     }
 
     /// How many BAT pages one entry takes.

@@ -155,6 +155,11 @@ impl NewEntry {
     }
 }
 
+/// Length of an entry of `pages` pages in bytes.
+pub(super) fn entry_bytes(pages: usize) -> u64 {
+    to_u64(pages + descriptor_sectors(pages)) * PAGE
+}
+
 /// How many pages fit an entry of at most `bytes`.
 pub(super) fn pages_in(bytes: u64) -> usize {
     let sectors = to_usize(bytes / PAGE);

@@ -95,7 +95,7 @@ pub(super) struct Span {
 
 impl Span {
     /// The first byte after it. Spans are checked to lie in the file before this is asked.
-    pub(super) fn end(self) -> u64 {
+    pub(super) const fn end(self) -> u64 {
         self.offset.saturating_add(self.length)
     }
 

@@ -253,9 +253,8 @@ impl Pair {
         if self.attached == Some(site) {
             self.attached = None;
         }
-        // A VHDX keeps the places of new blocks in memory until the guest flushes: a kill loses those.
-        let keeps_all = death == Death::Process && self.format == Format::Raw;
-        if self.home == site && !keeps_all {
+        // What was answered outlives the process, flushed or not.
+        if self.home == site && death != Death::Process {
             self.guest.lost = Lost::Unflushed;
         }
     }

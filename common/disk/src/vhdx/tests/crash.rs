@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::super::create::LOG;
 use super::super::layout::MIB;
 use super::super::{CreateOptions, Kind, VhdxImage};
 use super::random::{stamped, stamps};
@@ -118,7 +119,17 @@ fn verify(storage: &FakeStorage, model: &Model, seed: u64, what: &str) {
     assert_eq!(stamps(&image, 0, 8), [u64::MAX; 8]);
 }
 
-fn run(seed: u64, kind: Kind) {
+/// Flushes changes that cancel out until the log has room for at most `pages` more pages before it starts a lap.
+fn leave_room(image: &VhdxImage, pages: u64) {
+    while image.with(|core| Ok(core.log_room())).unwrap() > pages {
+        image.write_at(&[0; 4096], 0, true).unwrap();
+        image.discard(0, MIB).unwrap();
+        image.flush().unwrap();
+    }
+}
+
+/// Random steps until the host dies, on an image whose log has room for `room` more pages before it starts a lap.
+fn run(seed: u64, kind: Kind, room: u64) {
     let what = format!("seed {seed}, {kind:?}");
     let storage = FakeStorage::new();
     let options = CreateOptions {
@@ -132,6 +143,7 @@ fn run(seed: u64, kind: Kind) {
     let image = VhdxImage::create(Arc::new(storage.clone()), path(), &options).unwrap();
     let mut random = Random(seed);
     let mut model = Model::new();
+    leave_room(&image, room);
     storage.die_after(storage.operation_count() + random.below(300));
     let mut stamp = 0;
     loop {
@@ -169,10 +181,17 @@ fn run(seed: u64, kind: Kind) {
 #[test]
 fn after_a_power_loss_every_sector_is_old_or_new() {
     for seed in 0..30 {
-        run(seed, Kind::Dynamic);
+        run(seed, Kind::Dynamic, u64::MAX);
     }
     for seed in 100..106 {
-        run(seed, Kind::Fixed);
+        run(seed, Kind::Fixed, u64::MAX);
+    }
+}
+
+#[test]
+fn a_power_loss_while_the_log_starts_a_lap_is_like_any_other() {
+    for seed in 0..24 {
+        run(seed, Kind::Dynamic, 8 + seed);
     }
 }
 
@@ -180,9 +199,9 @@ fn after_a_power_loss_every_sector_is_old_or_new() {
 /// and nothing else.
 fn only_the_log_survives(storage: &FakeStorage) -> FakeStorage {
     let after = storage.crash(0);
-    let log = usize::try_from(MIB).unwrap()..usize::try_from(2 * MIB).unwrap();
+    let log = usize::try_from(LOG.offset).unwrap()..usize::try_from(LOG.end()).unwrap();
     let written = storage.after_kill().content(path()).unwrap();
-    after.overwrite(path(), MIB, &written[log]).unwrap();
+    after.overwrite(path(), LOG.offset, &written[log]).unwrap();
     after
 }
 
@@ -218,15 +237,27 @@ fn reused_space_never_shows_its_former_content() {
 
 #[test]
 fn an_entry_names_the_one_before_while_its_pages_are_not_durable() {
-    for count in 0..8 {
+    for (count, entries) in (0..8).flat_map(|count| (0..6).map(move |n| (count, n))) {
         let (storage, image) = fresh(1200 * MIB);
+        if entries > 0 {
+            leave_room(&image, 12);
+        }
+        // One more of these, and first the second entry below starts a lap, then the first.
+        for block in 0..entries {
+            let offset = (16 + block) * MIB;
+            image.write_at(&stamped(3, 8), offset, true).unwrap();
+        }
         // Two BAT pages, one after the other.
-        image.write_at(&stamped(1, 8), 0, true).unwrap();
+        image.write_at(&stamped(1, 8), 8 * MIB, true).unwrap();
         image.write_at(&stamped(2, 8), 600 * MIB, false).unwrap();
         storage.die_after(storage.operation_count() + count);
         let flushed = image.flush().is_ok();
         let after = open(&only_the_log_survives(&storage), true).unwrap();
-        assert_eq!(stamps(&after, 0, 8), [1; 8], "operation {count}");
+        assert_eq!(
+            stamps(&after, 8 * 2048, 8),
+            [1; 8],
+            "operation {count}, {entries} entries"
+        );
         assert!(!flushed || stamps(&after, 600 * 2048, 8) == [2; 8]);
     }
 }

@@ -1,5 +1,6 @@
 //! Damaged files, one fault each, with the verdict they deserve.
 
+use super::super::create;
 use super::super::layout::{
     HEADER_OFFSETS, Header, MIB, REGION_TABLE_OFFSETS, Region, Span, checksum, decode_regions,
     encode_regions, guid, put, u16_at,
@@ -9,8 +10,10 @@ use crate::error::{DiskError, ErrorKind};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
 
-const BAT: u64 = 3 * MIB;
-const METADATA: u64 = 2 * MIB;
+const BAT: u64 = create::BAT_OFFSET;
+const METADATA: u64 = create::METADATA.offset;
+/// Where the first block of a small disk is.
+const FIRST: u64 = BAT + MIB;
 
 /// A clean file with blocks 0 and 1 in place.
 fn sample() -> (FakeStorage, Vec<u8>) {
@@ -152,7 +155,7 @@ fn unknown_required_parts_are_refused_and_optional_ones_kept() {
     let unknown = |required| Region {
         guid: [7; 16],
         span: Span {
-            offset: 4 * MIB,
+            offset: FIRST,
             length: MIB,
         },
         required,
@@ -188,19 +191,19 @@ fn unknown_required_parts_are_refused_and_optional_ones_kept() {
 
 #[test]
 fn bad_bat_entries_are_refused() {
-    let present = |mib: u64| mib << 20 | 6;
+    let present = |offset: u64| offset | 6;
     let cases = [
-        ("shared", 5, present(4)),
-        ("overlap", 5, present(2)),
-        ("overlap", 5, present(1)),
-        ("past the end", 5, present(1000)),
-        ("past the end", 5, present((1 << 44) - 1)),
+        ("shared", 5, present(FIRST)),
+        ("overlap", 5, present(METADATA)),
+        ("overlap", 5, present(MIB)),
+        ("past the end", 5, present(1000 * MIB)),
+        ("past the end", 5, present(((1 << 44) - 1) * MIB)),
         ("without an offset", 5, 6),
-        ("reserved", 0, present(4) | 8),
-        ("state 4", 0, present(4) & !7 | 4),
-        ("state 5", 0, present(4) & !7 | 5),
-        ("partially", 0, present(4) | 7),
-        ("shared", 5, present(4) & !7 | 3),
+        ("reserved", 0, present(FIRST) | 8),
+        ("state 4", 0, present(FIRST) & !7 | 4),
+        ("state 5", 0, present(FIRST) & !7 | 5),
+        ("partially", 0, present(FIRST) | 7),
+        ("shared", 5, present(FIRST) & !7 | 3),
     ];
     for (word, index, entry) in cases {
         refused(ErrorKind::Corrupt, word, |bytes| {
@@ -211,7 +214,7 @@ fn bad_bat_entries_are_refused() {
     for state in 0..4 {
         accepted(|bytes| set_bat(bytes, 1, state));
     }
-    accepted(|bytes| set_bat(bytes, 1, present(5) & !7 | 3));
+    accepted(|bytes| set_bat(bytes, 1, present(FIRST + MIB) & !7 | 3));
 }
 
 #[test]
