@@ -112,6 +112,9 @@ pub(crate) struct InitArgs {
     /// Name in the operator's certificate
     #[arg(long, default_value = "admin")]
     pub(crate) operator: String,
+    /// Keep state, sockets and replicas beside each configuration, instead of below /var/lib and /run: for a try
+    #[arg(long)]
+    pub(crate) local: bool,
 }
 
 #[derive(Debug, Args)]

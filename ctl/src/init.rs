@@ -108,10 +108,19 @@ fn write_agent(
         Site::Primary => (&args.primary, &args.secondary),
         Site::Secondary => (&args.secondary, &args.primary),
     };
+    let [state, run, replicas] = if args.local {
+        ["state", "run", "replicas"]
+    } else {
+        // Where the units in deploy/ let the agents write.
+        ["/var/lib/sitepair", "/run/sitepair", "/var/lib/sitepair/replicas"]
+    };
     let toml = AGENT_TOML
         .replace("@PAIR@", &args.pair)
         .replace("@LISTEN@", own)
         .replace("@PEER@", peer)
+        .replace("@STATE@", state)
+        .replace("@RUN@", run)
+        .replace("@REPLICAS@", replicas)
         .replace("@SITE@", site.as_str());
     fs::write(folder.join("agent.toml"), toml)
         .with_context(|| format!("write {}/agent.toml", folder.display()))?;

@@ -439,6 +439,7 @@ fn init(bins: &Bins, name: &str, folder: &Path, addresses: [SocketAddr; 2]) -> R
     let output = Command::new(&bins.sitepair)
         .arg("init")
         .arg(folder)
+        .arg("--local")
         .args(["--pair", name])
         .args(["--primary", &primary.to_string()])
         .args(["--secondary", &secondary.to_string()])

@@ -376,6 +376,9 @@ mod tests {
             .replace("@LISTEN@", "10.0.0.1:7443")
             .replace("@PEER@", "10.0.0.2:7443")
             .replace("@SITE@", "primary")
+            .replace("@STATE@", "/var/lib/sitepair")
+            .replace("@RUN@", "/run/sitepair")
+            .replace("@REPLICAS@", "/srv/replicas")
     }
 
     /// With the keys in force that the sample only shows, in comments.
