@@ -112,7 +112,11 @@ fn write_agent(
         ["state", "run", "replicas"]
     } else {
         // Where the units in deploy/ let the agents write.
-        ["/var/lib/sitepair", "/run/sitepair", "/var/lib/sitepair/replicas"]
+        [
+            "/var/lib/sitepair",
+            "/run/sitepair",
+            "/var/lib/sitepair/replicas",
+        ]
     };
     let toml = AGENT_TOML
         .replace("@PAIR@", &args.pair)

@@ -35,7 +35,7 @@ pub(crate) fn pair_name() -> PairName {
     "harness".parse().expect("a valid name")
 }
 
-fn this_month() -> Validity {
+pub(crate) fn this_month() -> Validity {
     Validity::days(SystemTime::now(), 30)
 }
 
@@ -68,7 +68,8 @@ pub(crate) fn write_pair(folder: &Path, name: &str, issued: &Issued) -> Result<(
 /// What is done to an agent's files, and a word that its complaint must have.
 type Defect = (&'static str, fn(&Pair, &Path) -> Result<()>, &'static str);
 
-fn issue(pair: &Pair, folder: &Path, holder: &Holder, validity: Validity) -> Result<()> {
+/// Gives an agent's folder a certificate.
+pub(crate) fn issue(pair: &Pair, folder: &Path, holder: &Holder, validity: Validity) -> Result<()> {
     write_pair(
         folder,
         "agent",

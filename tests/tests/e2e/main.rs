@@ -26,6 +26,7 @@ mod reopen;
 mod replicate;
 mod scene;
 mod space;
+mod tls;
 
 /// Two tests for each scenario: as built, and with the agents swapped.
 macro_rules! both_ways {
