@@ -4,13 +4,14 @@ use std::io;
 
 use hyper_util::rt::TokioIo;
 use sitepair_certs::{DialError, Expected, TlsPaths, TlsStore, dial};
+use sitepair_model::cause::chain;
 use sitepair_model::ids::Site;
 use sitepair_proto::v1::control_client::ControlClient;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::cli::SiteArg;
 use crate::config::Config;
-use crate::error::{Failure, chain};
+use crate::error::Failure;
 use crate::fleet::site_name;
 
 /// What commands speak to an agent with.

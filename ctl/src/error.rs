@@ -1,5 +1,6 @@
 //! Why a command did not do what it was asked, and the exit code that says so.
 
+use sitepair_model::cause::chain;
 use std::fmt;
 
 /// A failed command.
@@ -103,20 +104,6 @@ fn told(status: &tonic::Status) -> String {
         Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
         _ => message,
     }
-}
-
-/// An error and what caused it, in one line; transport errors hide the reason in their sources.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(e) = next {
-        let text = e.to_string();
-        if !parts.iter().any(|p| p.contains(&text)) {
-            parts.push(text);
-        }
-        next = e.source();
-    }
-    parts.join(": ")
 }
 
 #[cfg(test)]

@@ -40,6 +40,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use sitepair_disk::Image;
+use sitepair_model::cause::chain;
 use sitepair_model::nbd::PAYLOAD_BYTES_MAX;
 use tokio::net::TcpListener;
 
@@ -227,16 +228,4 @@ impl Drop for ExportHandle {
     fn drop(&mut self) {
         self.end(Disconnect::Now);
     }
-}
-
-/// An error and its causes as one sentence.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
-    }
-    text
 }

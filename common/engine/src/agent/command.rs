@@ -3,13 +3,14 @@
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use sitepair_model::cause::chain;
 use sitepair_model::group::{Event, ForceOpen, Hold, Refusal, Role, allowed_operations};
 use sitepair_model::ids::{Cycle, OpId};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::oneshot;
 
 use super::export::PointExport;
-use super::replicator::{Order, chain};
+use super::replicator::Order;
 use super::side::{Side, nbd_uri, socket_path};
 use super::status::{
     DiskStatus, ExportStatus, GroupStatus, Health, JobStatus, ReplicaStatus, SourceStatus,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sitepair_disk::Image;
+use sitepair_model::cause::chain;
 use sitepair_model::ids::{Cycle, DiskName, GroupName};
 
 use super::Context;
@@ -33,7 +34,7 @@ impl PointExport {
         let server = context
             .nbd
             .bind_unix(&path, export)
-            .map_err(|e| super::replicator::chain(&e))?;
+            .map_err(|e| chain(&e))?;
         let status = ExportStatus {
             cycle,
             disk: disk.clone(),

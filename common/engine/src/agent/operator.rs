@@ -7,6 +7,7 @@ pub use protect::{ProtectDisk, ProtectSpec};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sitepair_model::cause::chain;
 use sitepair_model::group::ForceOpen;
 use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, UnixMillis};
 use sitepair_model::point::RecoveryPoint;
@@ -16,7 +17,6 @@ use super::Context;
 use super::command::{Command, CommandError, Done, Unprotect};
 use super::groups::Handle;
 use super::job::Job;
-use super::replicator::chain;
 use super::status::{
     AgentStatus, CertificateStatus, ExportStatus, GroupStatus, Health, JobStatus, LinkStatus,
 };

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sitepair_model::cause::chain;
 use sitepair_model::ids::{Cycle, GenId, OpId};
 use sitepair_model::peer::Committed;
 use sitepair_model::point::Consistency;
@@ -163,7 +164,7 @@ impl Work {
         label: Option<String>,
         stop: &CancellationToken,
     ) -> Result<Option<Committed>, End> {
-        let failed = |e: &dyn std::error::Error| End::Failed(chain(e));
+        let failed = |e: &(dyn std::error::Error + 'static)| End::Failed(chain(e));
         let info = CutInfo {
             at: self.env.now(),
             consistency: Consistency::Crash,
@@ -222,19 +223,4 @@ fn conclude(
         }
         (_, Err(end)) => Ok(Some(end)),
     }
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(e) = next {
-        let more = e.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        next = e.source();
-    }
-    text
 }

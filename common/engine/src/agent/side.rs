@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use sitepair_disk::Image;
 use sitepair_disk::open::{OpenOptions, open_image};
+use sitepair_model::cause::chain;
 use sitepair_model::group::{GroupState, Role};
 use sitepair_model::ids::{Cycle, DiskName, GenId, GroupName};
 use sitepair_model::peer::Committed;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::core::Core;
-use super::replicator::{Replicator, chain};
+use super::replicator::Replicator;
 use crate::catalog::{DiskRow, GroupRow, PointRow};
 use crate::nbd::{BindError, Disconnect, Export, ExportHandle};
 use crate::replica::{CommitRole, ReplicaGroup};

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use sitepair_model::cause::chain;
 use sitepair_model::ids::Site;
 
 use super::config::Config;
 use super::log;
-use super::replicator::chain;
 use super::run::run;
 
 /// Runs the agent of `site` with the configuration in `path`, until it is told to stop.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sitepair_disk::Image;
+use sitepair_model::cause::chain;
 use sitepair_model::group::{Effect, Event, GroupState, Role};
 use sitepair_model::ids::{Cycle, DiskName, GenId, OpId};
 use sitepair_model::peer::{Committed, Grant, GroupOffer, Hello, HelloAnswer, TransferBegin};
@@ -35,7 +36,7 @@ use super::command::{Command, CommandError};
 use super::core::{Core, Installed};
 use super::export::PointExport;
 use super::job::Job;
-use super::replicator::{End, chain};
+use super::replicator::End;
 use super::side::{Side, SourceSide, open_side};
 use super::status::GroupStatus;
 use super::{Context, LinkView};

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sitepair_certs::{SeenPeer, TlsError, describe};
+use sitepair_model::cause::chain;
 use sitepair_model::nbd::negotiate::{ClientFlags, OPTION_HEADER_BYTES, OptionHeader, greeting};
 use sitepair_model::nbd::{ExportFacts, Negotiation, Next, ProtocolError, Session, TlsPhase};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -142,10 +143,10 @@ async fn introduce(
             return Some(ready);
         }
         Err(error) if error.is_refusal() => {
-            tracing::warn!(%peer, who, "NBD client refused: {}", super::chain(&error));
+            tracing::warn!(%peer, who, "NBD client refused: {}", chain(&error));
         }
         Err(error) => {
-            tracing::debug!(%peer, who, "NBD client left: {}", super::chain(&error));
+            tracing::debug!(%peer, who, "NBD client left: {}", chain(&error));
         }
     }
     None

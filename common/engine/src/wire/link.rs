@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use sitepair_certs::{TlsStore, describe, dial};
+use sitepair_model::cause::chain;
 use sitepair_model::ids::{Site, UnixMillis};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -29,7 +30,6 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use super::status::causes;
 use super::{
     CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, HTTP2_FRAME_BYTES, KEEPALIVE,
     STREAM_WINDOW_BYTES, TLS_BUFFER_BYTES,
@@ -234,12 +234,12 @@ impl Link {
         };
         let channel = match open_channel(stream, self.config.timing.keepalive).await {
             Ok(channel) => channel,
-            Err(error) => return Err(watched.cause().unwrap_or_else(|| causes(&error))),
+            Err(error) => return Err(watched.cause().unwrap_or_else(|| chain(&error))),
         };
         // In TLS 1.3 a refusal of our certificate arrives only after the handshake, with the first answer.
         match tokio::time::timeout(PROBE_MAX, probe(channel.clone())).await {
             Ok(Ok(())) => Ok((channel, watched)),
-            Ok(Err(status)) => Err(watched.cause().unwrap_or_else(|| causes(&status))),
+            Ok(Err(status)) => Err(watched.cause().unwrap_or_else(|| chain(&status))),
             Err(_) => Err(format!(
                 "connected, but no answer within {} s",
                 PROBE_MAX.as_secs()

@@ -6,8 +6,9 @@
 //! | tried and failed | `ABORTED` (the transport never uses it) |
 //! | the link failed | every other code |
 
-use std::error::Error;
+use std::error::Error as _;
 
+use sitepair_model::cause::chain;
 use sitepair_proto::Invalid;
 use tonic::{Code, Status};
 
@@ -15,8 +16,6 @@ use crate::endpoint::PeerError;
 
 /// Longest text sent with a status, in bytes: it travels in a header.
 const WHY_BYTES_MAX: usize = 2000;
-/// Deepest chain of causes that is told.
-const CAUSES_MAX: usize = 8;
 
 /// What a peer's server answers for an error of its endpoint.
 #[must_use]
@@ -75,25 +74,9 @@ pub(super) fn peer_error(status: &Status) -> PeerError {
 /// A status with all its causes: the outermost says "transport error", the innermost what happened.
 fn with_causes(status: &Status) -> String {
     match status.source() {
-        Some(source) => format!("{}: {}", status.message(), causes(source)),
+        Some(source) => format!("{}: {}", status.message(), chain(source)),
         None => status.message().to_owned(),
     }
-}
-
-/// An error and its causes as one sentence, without repetitions.
-pub(super) fn causes(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    for _ in 0..CAUSES_MAX {
-        let Some(cause) = next else { break };
-        let words = cause.to_string();
-        if !text.contains(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn shortened(text: &str) -> String {

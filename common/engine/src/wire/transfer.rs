@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::uri::PathAndQuery;
+use sitepair_model::cause::chain;
 use sitepair_model::peer::{Committed, TransferBegin, TransferCommit};
 use sitepair_proto::v1::transfer_reply::Kind as ReplyKind;
 use sitepair_proto::v1::transfer_request::Kind as RequestKind;
@@ -25,7 +26,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::codec::SenderCodec;
 use super::frame;
-use super::status::{bad_answer, causes, peer_error};
+use super::status::{bad_answer, peer_error};
 use crate::endpoint::{DataFrame, PeerError, Transfer};
 
 /// Most bytes sent and not yet acknowledged: fills a link of 100 ms at 1 Gbit/s.
@@ -212,7 +213,7 @@ async fn open(
     let mut grpc = Grpc::new(channel);
     grpc.ready()
         .await
-        .map_err(|e| PeerError::Link { why: causes(&e) })?;
+        .map_err(|e| PeerError::Link { why: chain(&e) })?;
     let path = PathAndQuery::from_static("/sitepair.v1.Replication/Transfer");
     grpc.streaming(Request::new(requests), path, SenderCodec)
         .await

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sitepair_disk::open::{Format, OpenOptions, open_image, probe};
 use sitepair_disk::vhdx::{Kind, VhdxImage};
 use sitepair_disk::{DiskError, Image};
+use sitepair_model::cause::chain;
 use sitepair_model::group::GroupState;
 use sitepair_model::ids::{DiskId, DiskName, GenId, GroupId, GroupName};
 use sitepair_model::peer::ImageFormat;
@@ -16,7 +17,6 @@ use super::Operator;
 use crate::agent::command::CommandError;
 use crate::agent::config::{check_interval, check_keep_points};
 use crate::agent::core::Core;
-use crate::agent::replicator::chain;
 use crate::agent::side::{Side, SourceSide, forget_maps, nbd_uri, socket_path};
 use crate::agent::status::DiskStatus;
 use crate::agent::{Context, LinkView, offer_of};
@@ -216,11 +216,17 @@ struct Prepared {
 }
 
 fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandError> {
+    refuse_known(context, &spec.disks)?;
     let mut disks = Vec::with_capacity(spec.disks.len());
     for disk in spec.disks {
         let (image, format) = open_to_protect(context, &disk).map_err(|e| {
-            let text = format!("disk {}: {}: {}", disk.name, disk.path.display(), chain(&e));
-            CommandError::Refused(text)
+            let (path, why) = (disk.path.display().to_string(), chain(&e));
+            let about = if why.contains(&path) {
+                String::new()
+            } else {
+                format!("{path}: ")
+            };
+            CommandError::Refused(format!("disk {}: {about}{why}", disk.name))
         })?;
         let geometry = image.geometry();
         // What other programs wrote and did not sync must not be lost to a power cut after it was sent.
@@ -263,6 +269,24 @@ fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandErro
         paths,
         use_existing: spec.use_existing,
     })
+}
+
+/// An image of another group is locked by ourselves; "in use by another process" would send the operator astray.
+fn refuse_known(context: &Context, disks: &[ProtectDisk]) -> Result<(), CommandError> {
+    let groups = context.catalog.groups();
+    let groups = groups.map_err(|e| CommandError::Failed(chain(&e)))?;
+    for disk in disks {
+        let known = |group: &&GroupRow| group.disks.iter().any(|d| d.path == disk.path);
+        if let Some(group) = groups.iter().find(known) {
+            return Err(CommandError::Refused(format!(
+                "{} belongs to group {} already; `sitepair status {}` tells how it is",
+                disk.path.display(),
+                group.name,
+                group.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Opens a disk for good, and tells the format that it is opened as from now on.

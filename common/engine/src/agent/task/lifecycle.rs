@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use sitepair_model::cause::chain;
 use sitepair_model::group::{Event, GroupState};
 use sitepair_model::ids::{Cycle, GroupId};
 use tokio::time::Instant;
 
 use super::{GroupTask, Msg, REOPEN_AFTER};
 use crate::agent::Context;
-use crate::agent::replicator::chain;
 use crate::agent::side::{Side, SourceSide, forget_maps, wants_source};
 use crate::catalog::GroupRow;
 use crate::source::Fresh;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sitepair_model::cause::chain;
 use sitepair_model::group::{Event, Role};
 use sitepair_model::ids::{Cycle, GenId, OpId};
 use sitepair_model::peer::Committed;
 
 use super::{GroupTask, NotDone};
-use crate::agent::replicator::{End, Order, Replicator, Work, chain};
+use crate::agent::replicator::{End, Order, Replicator, Work};
 use crate::agent::side::Side;
 use crate::nbd::Disconnect;
 
