@@ -102,7 +102,12 @@ fn agent(agent: &Agent, page: Page) -> String {
         None => format!("certificate good for {} days", agent.certificate.days_left),
     };
     text.push_str(&page.sentence(2, &format!("health {}, {certificate}", agent.health)));
-    if agent.groups.is_empty() {
+    for group in &agent.silent_groups {
+        let tells =
+            format!("GROUP {group} DOES NOT ANSWER: its disks may hang; see the agent's log");
+        text.push_str(&page.sentence(2, &tells));
+    }
+    if agent.groups.is_empty() && agent.silent_groups.is_empty() {
         text.push_str("  no groups; begin with `sitepair protect`\n");
         return text;
     }

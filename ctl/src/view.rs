@@ -33,6 +33,9 @@ pub(crate) struct Agent {
     pub(crate) link: Link,
     pub(crate) certificate: Certificate,
     pub(crate) groups: Vec<Group>,
+    /// Those that did not answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) silent_groups: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -245,6 +248,7 @@ impl From<proto::StatusReply> for Agent {
                 message: optional(certificate.message),
             },
             groups: r.groups.into_iter().map(Group::from).collect(),
+            silent_groups: r.silent_groups,
         }
     }
 }

@@ -126,6 +126,7 @@ fn example() -> Status {
             message: None,
         },
         groups: vec![moving, kept, seeding],
+        silent_groups: Vec::new(),
     };
     let silent = "not reachable: secondary site: connect to 10.0.0.2:7443: no answer within 5 s";
     Status {

@@ -60,8 +60,8 @@ impl Groups {
     }
 
     /// All of them, by name.
-    pub(super) fn all(&self) -> Vec<Handle> {
-        self.map(|m| m.values().cloned().collect())
+    pub(super) fn all(&self) -> Vec<(GroupName, Handle)> {
+        self.map(|m| m.iter().map(|(n, h)| (n.clone(), h.clone())).collect())
     }
 
     /// Keeps a name for a group that is about to be; `None` when it is taken.

@@ -12,6 +12,7 @@ use sitepair_model::group::ForceOpen;
 use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, UnixMillis};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::Context;
 use super::command::{Command, CommandError, Done, Unprotect};
@@ -90,32 +91,32 @@ impl Operator {
     /// `NotFound` for a name that is not there.
     pub async fn status(&self, only: Option<&GroupName>) -> Result<AgentStatus, CommandError> {
         let handles = match only {
-            Some(name) => vec![self.handle(name)?],
+            Some(name) => vec![(name.clone(), self.handle(name)?)],
             None => self.context.groups.all(),
         };
-        let mut asked = Vec::with_capacity(handles.len());
-        for handle in handles {
+        // All are asked before the first is waited for, and all have the same time.
+        let deadline = Instant::now() + STATUS_WAIT;
+        let (mut asked, mut silent) = (Vec::with_capacity(handles.len()), Vec::new());
+        for (name, handle) in handles {
             let (reply, answer) = oneshot::channel();
-            // A group that ended since is none.
-            if handle.inbox.send(Msg::Status(reply)).await.is_ok() {
-                asked.push(answer);
+            match timeout_at(deadline, handle.inbox.send(Msg::Status(reply))).await {
+                Ok(Ok(())) => asked.push((name, answer)),
+                // It has ended since.
+                Ok(Err(_)) => {}
+                Err(_) => silent.push(name),
             }
         }
         let mut groups: Vec<GroupStatus> = Vec::with_capacity(asked.len());
-        for answer in asked {
-            match tokio::time::timeout(STATUS_WAIT, answer).await {
+        for (name, answer) in asked {
+            match timeout_at(deadline, answer).await {
                 Ok(Ok(status)) => groups.push(status),
                 Ok(Err(_)) => {}
-                Err(_) => {
-                    return Err(CommandError::Failed(
-                        "a group is busy and does not answer; try again".to_owned(),
-                    ));
-                }
+                Err(_) => silent.push(name),
             }
         }
         let link = self.link();
         let certificate = (self.certificate)();
-        let own = if certificate.problem.is_some() {
+        let own = if certificate.problem.is_some() || !silent.is_empty() {
             Health::Critical
         } else if link.connected {
             Health::Ok
@@ -135,6 +136,7 @@ impl Operator {
             link,
             certificate,
             groups,
+            silent,
             health,
         })
     }

@@ -358,7 +358,7 @@ impl Context {
     /// Stops all groups cleanly and waits for everything that they started.
     pub async fn stop_groups(&self) {
         let mut stopping = Vec::new();
-        for handle in self.groups.all() {
+        for (_, handle) in self.groups.all() {
             let (done, stopped) = oneshot::channel();
             // One that has ended by itself needs no telling.
             if handle.inbox.send(Msg::Stop(done)).await.is_ok() {

@@ -31,6 +31,8 @@ pub struct AgentStatus {
     pub certificate: CertificateStatus,
     /// Its groups, by name.
     pub groups: Vec<GroupStatus>,
+    /// Those that did not answer in time, by name.
+    pub silent: Vec<GroupName>,
     /// Worst of all.
     pub health: Health,
 }

@@ -64,6 +64,7 @@ pub(super) fn status_reply(s: AgentStatus, now: UnixMillis) -> proto::StatusRepl
         }),
         groups: s.groups.into_iter().map(group).collect(),
         health: health(s.health).into(),
+        silent_groups: s.silent.iter().map(ToString::to_string).collect(),
     }
 }
 
