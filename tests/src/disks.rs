@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use sitepair_disk::open::{Format, OpenOptions, open_image};
+use sitepair_disk::parent::Parents;
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
@@ -91,12 +92,13 @@ pub fn fill(path: &Path, offset: u64, length: u64, seed: u64) -> Result<blake3::
     let options = OpenOptions {
         format: Some(format),
         read_only: false,
+        parents: Parents::Refused,
     };
     // A process that another thread starts holds our earlier lock until it becomes its program.
     let image = wait::until(
         "nobody has the image open",
         LOCK_LIMIT,
-        || match open_image(&storage, path, options) {
+        || match open_image(&storage, path, options.clone()) {
             Err(error) if error.kind() == ErrorKind::Locked => Ok(None),
             opened => Ok(Some(opened?)),
         },

@@ -11,6 +11,8 @@ pub enum ErrorKind {
     Corrupt,
     /// The file or request asks for what we do not do.
     Unsupported,
+    /// The parent of a differencing disk is missing, not allowed, or not the one it was.
+    Parent,
     /// Somebody else has the file open.
     Locked,
     /// No such file.
@@ -49,6 +51,14 @@ pub enum DiskError {
     Unsupported {
         /// What was asked.
         what: String,
+    },
+    /// The parent of a differencing disk is missing, not allowed, or not the one it was.
+    #[error("{image} cannot be used without its parent: {why}")]
+    Parent {
+        /// The child.
+        image: String,
+        /// What is wrong, and what to do.
+        why: String,
     },
     /// Somebody else has the file open.
     #[error("{what} is in use by another process")]
@@ -96,6 +106,7 @@ impl DiskError {
             Self::Invalid { .. } => ErrorKind::Invalid,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Parent { .. } => ErrorKind::Parent,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::Closed { .. } => ErrorKind::Closed,
             Self::Poisoned { .. } => ErrorKind::Poisoned,

@@ -9,6 +9,7 @@ pub mod error;
 pub mod hrl;
 pub mod image;
 pub mod open;
+pub mod parent;
 pub mod raw;
 pub mod storage;
 pub mod vhdx;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::error::DiskError;
 use crate::image::Image;
+use crate::parent::{Chain, ParentLink, Parents};
 use crate::raw::RawImage;
 use crate::storage::{BlockFile, LockKind, OpenMode, Storage};
 use crate::vhdx::VhdxImage;
@@ -36,12 +37,14 @@ impl fmt::Display for Format {
 }
 
 /// How an image is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OpenOptions {
     /// The format, where it is known. `None` probes, and refuses what looks like a format that we do not have.
     pub format: Option<Format>,
     /// Refuse writes, and let others read too.
     pub read_only: bool,
+    /// Which parents of a differencing disk may be opened. They are always opened read-only, with a shared lock.
+    pub parents: Parents,
 }
 
 /// Tells a file's format from its first and last bytes. Takes a shared lock for the time it reads.
@@ -69,29 +72,36 @@ pub fn open_image(
     options: OpenOptions,
 ) -> Result<Arc<dyn Image>, DiskError> {
     let read_only = options.read_only;
-    match options.format {
-        Some(Format::Raw) => Ok(Arc::new(RawImage::open_whatever_it_holds(
+    let mut chain = Chain::new(&**storage, &options.parents);
+    let image: Arc<dyn Image> = match options.format {
+        Some(Format::Raw) => Arc::new(RawImage::open_whatever_it_holds(
             &**storage, path, read_only,
-        )?)),
-        Some(Format::Vhdx) => open_vhdx(storage, path, read_only),
+        )?),
+        Some(Format::Vhdx) => open_vhdx(storage, &mut chain, path, read_only)?,
         None => match probe(&**storage, path)? {
             // Looked at again, now under the lock that stays.
-            Format::Raw => Ok(Arc::new(RawImage::open(&**storage, path, read_only)?)),
-            Format::Vhdx => open_vhdx(storage, path, read_only),
+            Format::Raw => Arc::new(RawImage::open(&**storage, path, read_only)?),
+            Format::Vhdx => open_vhdx(storage, &mut chain, path, read_only)?,
         },
-    }
+    };
+    chain.finish(path)?;
+    Ok(image)
 }
 
+/// Opens the next file of a chain, and those under it.
 fn open_vhdx(
     storage: &Arc<dyn Storage>,
+    chain: &mut Chain<'_>,
     path: &Path,
     read_only: bool,
 ) -> Result<Arc<dyn Image>, DiskError> {
-    Ok(Arc::new(VhdxImage::open(
-        Arc::clone(storage),
-        path,
-        read_only,
-    )?))
+    chain.enter(path)?;
+    let mut find = |link: &ParentLink| {
+        let parent = chain.parent_of(path, link)?;
+        open_vhdx(storage, chain, &parent, true)
+    };
+    let image = VhdxImage::open_with(Arc::clone(storage), path, read_only, &mut find)?;
+    Ok(Arc::new(image))
 }
 
 /// Opens a file and takes the lock of the mode before anything is read from it.

@@ -129,6 +129,15 @@ pub trait BlockFile: Send + Sync {
     fn lock(&self, kind: LockKind) -> io::Result<()>;
 }
 
+/// What tells two names of one file: the same for hard and symbolic links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// The file system that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
 /// A tree of files.
 pub trait Storage: Send + Sync {
     /// Opens or creates a file.
@@ -172,6 +181,18 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The operating system's, other than "not found".
     fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// The absolute path of an existing file or directory, with symbolic links and `..` resolved.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// Which file `path` names, symbolic links followed.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn file_id(&self, path: &Path) -> io::Result<FileId>;
 
     /// Makes names in a directory durable (`fsync` on it).
     ///

@@ -27,6 +27,7 @@ mod durable;
 mod entry;
 mod journal;
 mod layout;
+mod locator;
 mod metadata;
 mod open;
 mod replay;
@@ -41,6 +42,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use self::core::{Core, Run};
 use crate::error::DiskError;
 use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::parent::{self, Find};
 use crate::storage::Storage;
 
 /// How a new disk takes space.
@@ -90,14 +92,28 @@ impl VhdxImage {
     /// a crash are applied: in the file, or in memory only if `read_only`.
     ///
     /// # Errors
-    /// Corrupt, with the structure and its offset; unsupported (a parent, unknown required
-    /// parts); locked; or the operating system's.
+    /// Corrupt, with the structure and its offset; unsupported (unknown required parts); that it has a parent;
+    /// locked; or the operating system's.
     pub fn open(
         storage: Arc<dyn Storage>,
         path: &Path,
         read_only: bool,
     ) -> Result<Self, DiskError> {
-        let core = open::open(storage.as_ref(), path, read_only)?;
+        Self::open_with(storage, path, read_only, &mut parent::refuse(path))
+    }
+
+    /// As [`open`](Self::open), for a disk that may have a parent: `find` opens it, read-only, if so. The
+    /// parent's id and sizes are checked before anything is changed.
+    ///
+    /// # Errors
+    /// Those of `open` and of `find`; a parent that is not the one that the disk was made over.
+    pub fn open_with(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        read_only: bool,
+        find: &mut Find<'_>,
+    ) -> Result<Self, DiskError> {
+        let core = open::open(storage.as_ref(), path, read_only, find)?;
         Ok(Self {
             kind: core.kind(),
             gate: RwLock::new(Gate::Open(Box::new(core))),
@@ -120,7 +136,7 @@ impl VhdxImage {
         options: &CreateOptions,
     ) -> Result<Self, DiskError> {
         let file = create::create(storage.as_ref(), path, options)?;
-        let core = open::open_file(file, path, false)?;
+        let core = open::open_file(file, path, false, &mut parent::refuse(path))?;
         Ok(Self {
             kind: core.kind(),
             gate: RwLock::new(Gate::Open(Box::new(core))),

@@ -35,6 +35,7 @@ fn other_formats_are_not_raw() {
         let told = OpenOptions {
             format: Some(Format::Raw),
             read_only: false,
+            parents: Parents::Refused,
         };
         let image = open_image(&storage, path(), told).unwrap();
         assert_eq!(image.geometry().size_bytes, 8192);
@@ -112,6 +113,7 @@ fn a_vhdx_is_found_and_opened() {
             OpenOptions {
                 format,
                 read_only: false,
+                parents: Parents::Refused,
             },
         )
         .unwrap();

@@ -32,12 +32,12 @@ mod world;
 
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use inode::Counters;
 
-use super::{BlockFile, OpenMode, Storage};
+use super::{BlockFile, FileId, OpenMode, Storage};
 use file::FakeFile;
 use world::{Verdict, World};
 
@@ -375,6 +375,34 @@ impl Storage for FakeStorage {
         let world = self.world();
         world.check_alive()?;
         Ok(world.names.contains_key(path) || world.dirs.contains(path))
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        let mut real = PathBuf::from("/");
+        for part in path.components() {
+            match part {
+                Component::ParentDir => {
+                    real.pop();
+                }
+                Component::Normal(name) => real.push(name),
+                Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+            }
+        }
+        if self.exists(&real)? {
+            Ok(real)
+        } else {
+            Err(io::Error::from(io::ErrorKind::NotFound))
+        }
+    }
+
+    fn file_id(&self, path: &Path) -> io::Result<FileId> {
+        let world = self.world();
+        world.check_alive()?;
+        let id = *world.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(FileId {
+            device: 0,
+            inode: id.number(),
+        })
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::{BlockFile, FileExtent, LockKind, OpenMode, Storage};
+use super::{BlockFile, FileExtent, FileId, LockKind, OpenMode, Storage};
 
 /// Rights of files that we create: guest data is for nobody else.
 const FILE_RIGHTS: u32 = 0o600;
@@ -90,6 +90,18 @@ impl Storage for HostStorage {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         path.try_exists()
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        fs::canonicalize(or_here(path))
+    }
+
+    fn file_id(&self, path: &Path) -> io::Result<FileId> {
+        let facts = fs::metadata(path)?;
+        Ok(FileId {
+            device: facts.dev(),
+            inode: facts.ino(),
+        })
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

@@ -58,13 +58,7 @@ impl Core {
     }
 
     pub(super) fn geometry(&self) -> Geometry {
-        Geometry {
-            size_bytes: self.parameters.size_bytes,
-            logical_sector_bytes: self.parameters.logical_sector_bytes,
-            physical_sector_bytes: self.parameters.physical_sector_bytes,
-            block_bytes: self.parameters.block_bytes,
-            read_only: self.read_only,
-        }
+        self.parameters.geometry(self.read_only)
     }
 
     pub(super) fn kind(&self) -> Kind {

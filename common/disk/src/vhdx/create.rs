@@ -48,6 +48,7 @@ pub(super) fn create(
         logical_sector_bytes: options.logical_sector_bytes,
         physical_sector_bytes: options.physical_sector_bytes,
         size_at: 0,
+        parent: None,
     };
     if let Some(fault) = parameters.fault() {
         return Err(DiskError::Invalid {

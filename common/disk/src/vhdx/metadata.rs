@@ -1,7 +1,7 @@
 //! The metadata region: what kind of disk this is, its size, sectors and identity.
 //!
 //! Receives the region through a [`View`], gives out [`Parameters`]; builds the region of a new
-//! disk. Does not do: parent locators (differencing disks are refused).
+//! disk. Does not do: what is in a parent locator (see `locator`).
 
 use std::collections::HashSet;
 
@@ -9,8 +9,11 @@ use super::layout::{
     Guid, KIB64, MAX_DISK_BYTES, MIB, Span, corrupt, guid, guid_at, put, to_u64, to_usize, u16_at,
     u32_at, u64_at,
 };
+use super::locator;
 use super::replay::View;
 use crate::error::DiskError;
+use crate::image::Geometry;
+use crate::parent::ParentLink;
 
 const FILE_PARAMETERS: Guid = guid(0xCAA1_6737_FA36_4D43_B3B6_33F0_AA44_E76B);
 const DISK_SIZE: Guid = guid(0x2FA5_4224_CD1B_4876_B211_5DBE_D83B_F4B8);
@@ -45,9 +48,21 @@ pub(super) struct Parameters {
     pub(super) physical_sector_bytes: u32,
     /// Where in the file the disk's size stands.
     pub(super) size_at: u64,
+    /// What a differencing disk says of its parent.
+    pub(super) parent: Option<ParentLink>,
 }
 
 impl Parameters {
+    pub(super) fn geometry(&self, read_only: bool) -> Geometry {
+        Geometry {
+            size_bytes: self.size_bytes,
+            logical_sector_bytes: self.logical_sector_bytes,
+            physical_sector_bytes: self.physical_sector_bytes,
+            block_bytes: self.block_bytes,
+            read_only,
+        }
+    }
+
     /// What is wrong with them, if anything.
     pub(super) fn fault(&self) -> Option<String> {
         let sector = |bytes: u32| bytes == 512 || bytes == 4096;
@@ -129,25 +144,41 @@ pub(super) fn read(view: &View, region: Span) -> Result<Parameters, DiskError> {
     };
     let (parameters_at, parameters) = find(FILE_PARAMETERS, "file parameters", 8)?;
     let flags = u32_at(&parameters, 4);
-    if flags & HAS_PARENT != 0 {
-        return Err(DiskError::Unsupported {
-            what: "a differencing VHDX".to_owned(),
-        });
-    }
+    let parent = match flags & HAS_PARENT {
+        0 => None,
+        _ => Some(read_locator(view, region, &items)?),
+    };
     let (size_at, size) = find(DISK_SIZE, "disk size", 8)?;
     let found = Parameters {
         block_bytes: u32_at(&parameters, 0),
-        leave_allocated: flags & LEAVE_ALLOCATED != 0,
+        leave_allocated: flags & LEAVE_ALLOCATED != 0 && parent.is_none(),
         size_bytes: u64_at(&size, 0),
         disk_id: guid_at(&find(DISK_ID, "disk id", 16)?.1, 0),
         logical_sector_bytes: u32_at(&find(LOGICAL_SECTOR, "logical sector size", 4)?.1, 0),
         physical_sector_bytes: u32_at(&find(PHYSICAL_SECTOR, "physical sector size", 4)?.1, 0),
         size_at: size_at.offset,
+        parent,
     };
     match found.fault() {
         Some(fault) => Err(corrupt("metadata item", parameters_at.offset, fault)),
         None => Ok(found),
     }
+}
+
+fn read_locator(view: &View, region: Span, items: &[Item]) -> Result<ParentLink, DiskError> {
+    let item = items
+        .iter()
+        .find(|item| item.guid == PARENT_LOCATOR && !item.user)
+        .ok_or_else(|| {
+            corrupt(
+                "metadata table",
+                region.offset,
+                "the disk has a parent, but does not name it",
+            )
+        })?;
+    let mut bytes = vec![0; to_usize(item.span.length)];
+    view.read(&mut bytes, item.span.offset)?;
+    locator::decode(&bytes).map_err(|fault| corrupt("metadata item", item.span.offset, fault))
 }
 
 fn read_table(view: &View, region: Span) -> Result<Vec<Item>, DiskError> {

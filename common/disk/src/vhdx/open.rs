@@ -27,6 +27,7 @@ use super::metadata;
 use super::replay::View;
 use super::space::Space;
 use crate::error::DiskError;
+use crate::parent::{self, Find};
 use crate::storage::{BlockFile, LockKind, OpenMode, Storage};
 
 const VERSION: u16 = 1;
@@ -56,14 +57,19 @@ pub(super) fn open_locked(
 }
 
 /// Opens an image; see the module.
-pub(super) fn open(storage: &dyn Storage, path: &Path, read_only: bool) -> Result<Core, DiskError> {
+pub(super) fn open(
+    storage: &dyn Storage,
+    path: &Path,
+    read_only: bool,
+    find: &mut Find<'_>,
+) -> Result<Core, DiskError> {
     let mode = if read_only {
         OpenMode::Read
     } else {
         OpenMode::ReadWrite
     };
     let file = open_locked(storage, path, mode)?;
-    open_file(file, path, read_only)
+    open_file(file, path, read_only, find)
 }
 
 /// Opens an image whose file we have, and have locked.
@@ -71,6 +77,7 @@ pub(super) fn open_file(
     file: Arc<dyn BlockFile>,
     path: &Path,
     read_only: bool,
+    find: &mut Find<'_>,
 ) -> Result<Core, DiskError> {
     let mut view = View::new(file, path.display().to_string())?;
     if view.length < FIRST_FREE {
@@ -96,6 +103,13 @@ pub(super) fn open_file(
     view.replay(&header)?;
     let regions = read_regions(&view, header.log)?;
     let parameters = metadata::read(&view, regions.metadata)?;
+    if let Some(link) = &parameters.parent {
+        let parent = find(link)?;
+        parent::check(path, link, &*parent, &parameters.geometry(read_only))?;
+        return Err(DiskError::Unsupported {
+            what: "a differencing VHDX".to_owned(),
+        });
+    }
     let shape = Shape::new(parameters.block_bytes, parameters.logical_sector_bytes);
     let (bat, owned) = Bat::read(&view, regions.bat, shape, parameters.size_bytes)?;
     let mut used = regions.all;

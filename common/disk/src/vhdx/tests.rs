@@ -102,7 +102,8 @@ fn a_new_disk_reads_as_zeros_and_keeps_what_it_was_given() {
     assert_eq!(extents(&image), [(0, 10 * MIB, ExtentKind::Hole)]);
     image.close().unwrap();
     assert_eq!(storage.content(path()).unwrap().len(), EMPTY);
-    let core = super::open::open(&storage, path(), true).unwrap();
+    let core =
+        super::open::open(&storage, path(), true, &mut crate::parent::refuse(path())).unwrap();
     assert_eq!(core.parameters.disk_id, [9; 16]);
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use sitepair_disk::Image;
 use sitepair_disk::open::{OpenOptions, open_image};
+use sitepair_disk::parent::Parents;
 use sitepair_model::cause::chain;
 use sitepair_model::group::{GroupState, Role};
 use sitepair_model::ids::{Cycle, DiskName, GenId, GroupName};
@@ -332,6 +333,7 @@ fn open_disk(context: &Context, disk: &DiskRow) -> Result<Arc<dyn Image>, String
     let options = OpenOptions {
         format: Some(super::disk_format(disk.format)),
         read_only: false,
+        parents: Parents::Refused,
     };
     let image = open_image(&context.storage, &disk.path, options)
         .map_err(|e| format!("open {}: {}", disk.path.display(), chain(&e)))?;

@@ -372,6 +372,7 @@ fn errno_of(error: &DiskError) -> Errno {
         ErrorKind::NoSpace => Errno::NoSpc,
         ErrorKind::Closed => Errno::Shutdown,
         ErrorKind::Corrupt
+        | ErrorKind::Parent
         | ErrorKind::Locked
         | ErrorKind::NotFound
         | ErrorKind::Poisoned

@@ -21,6 +21,12 @@ const UNLIMITED_BYTES: u64 = 1 << 50;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct InodeId(u64);
 
+impl InodeId {
+    pub(super) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// Names that change together or not at all.
 type NameChange = Vec<(PathBuf, Option<InodeId>)>;
 

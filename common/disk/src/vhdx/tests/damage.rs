@@ -183,8 +183,8 @@ fn unknown_required_parts_are_refused_and_optional_ones_kept() {
     refused(ErrorKind::Corrupt, "never completed", |bytes| {
         add_metadata(bytes, 0x71CC_85F0 << 96, 0);
     });
-    // A parent.
-    refused(ErrorKind::Unsupported, "differencing", |bytes| {
+    // A parent without a locator.
+    refused(ErrorKind::Corrupt, "does not name it", |bytes| {
         bytes[at(METADATA) + 65536 + 4] |= 2
     });
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sitepair_disk::open::{Format, OpenOptions, open_image, probe};
+use sitepair_disk::parent::Parents;
 use sitepair_disk::vhdx::{Kind, VhdxImage};
 use sitepair_disk::{DiskError, Image};
 use sitepair_model::cause::chain;
@@ -303,6 +304,7 @@ fn open_to_protect(
             let options = OpenOptions {
                 format: disk.format,
                 read_only: false,
+                parents: Parents::Refused,
             };
             let image = open_image(&context.storage, &disk.path, options)?;
             Ok((image, ImageFormat::Raw))
