@@ -1,19 +1,20 @@
-//! VHDX images: fixed and dynamic, read and written through their log.
+//! VHDX images: fixed, dynamic and differencing, read and written through their log.
 //!
 //! Owns: [`VhdxImage`], which opens a file (replaying its log), serves it as an
 //! [`Image`](crate::Image), grows it, and closes it. Receives a [`Storage`] and a path.
 //!
 //! | part | decides |
 //! |---|---|
-//! | `layout`, `metadata`, `entry` | bytes to values and back |
+//! | `layout`, `metadata`, `locator`, `entry` | bytes to values and back |
 //! | `replay` | the file as it is once its log is applied |
 //! | `bat`, `space` | where blocks are, and could be |
 //! | `core` | reads, writes, zeros, extents |
+//! | `partial`, `bitmap` | the same over a parent, sector by sector |
 //! | `journal`, `durable` | the log, flushes, closing |
 //! | `open`, `create`, `resize` | what happens around that |
 //!
-//! Does not do: differencing disks. They are refused; their place is in `metadata` (the parent
-//! locator), `layout` (partially present blocks) and `core` (where an absent block reads as zeros).
+//! Does not do: finding the parent of a differencing disk (see `crate::parent`), changing it, or
+//! merging into it.
 //!
 //! # Invariants
 //! 1. Nothing in the file changes before it was found to be right as a whole.
@@ -21,6 +22,7 @@
 //! 3. A request holds the gate shared; closing and growing hold it alone.
 
 mod bat;
+mod bitmap;
 mod core;
 mod create;
 mod durable;
@@ -30,19 +32,20 @@ mod layout;
 mod locator;
 mod metadata;
 mod open;
+mod partial;
 mod replay;
 mod resize;
 mod space;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::core::{Core, Run};
 use crate::error::DiskError;
 use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
-use crate::parent::{self, Find};
+use crate::parent::{self, Find, ParentLink};
 use crate::storage::Storage;
 
 /// How a new disk takes space.
@@ -69,6 +72,16 @@ pub struct CreateOptions {
     pub kind: Kind,
     /// The disk's own id as stored; a random one if there is none to keep.
     pub disk_id: Option<[u8; 16]>,
+}
+
+/// What a new differencing disk is to be. All else is as its parent has it, its id included: it is the
+/// same disk, later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildOptions {
+    /// Where the parent is. The file names it relative to its own folder, and absolutely.
+    pub parent_path: PathBuf,
+    /// Unit of allocation: a power of two from 1 MiB to 256 MiB. Windows takes 2 MiB.
+    pub block_bytes: u32,
 }
 
 /// A VHDX file that is open.
@@ -120,7 +133,7 @@ impl VhdxImage {
         })
     }
 
-    /// Whether blocks are allocated when they are written, or all are there from the start.
+    /// Whether blocks are allocated when they are written, as in a differencing disk too, or all are there from the start.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         self.kind
@@ -141,6 +154,36 @@ impl VhdxImage {
             kind: core.kind(),
             gate: RwLock::new(Gate::Open(Box::new(core))),
         })
+    }
+
+    /// Makes a new differencing disk over `parent`, which is open read-only, and opens it. As with
+    /// [`create`](Self::create), a crash leaves the whole file or none.
+    ///
+    /// # Errors
+    /// Invalid options; a parent that is writable or closed, or whose path Windows cannot write; there is something at
+    /// `path`; or the operating system's.
+    pub fn create_child(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        parent: &Arc<Self>,
+        options: &ChildOptions,
+    ) -> Result<Self, DiskError> {
+        let file =
+            parent.with(|core| create::create_child(storage.as_ref(), path, core, options))?;
+        let mut find = |_: &ParentLink| Ok(Arc::clone(parent) as Arc<dyn Image>);
+        let core = open::open_file(file, path, false, &mut find)?;
+        Ok(Self {
+            kind: core.kind(),
+            gate: RwLock::new(Gate::Open(Box::new(core))),
+        })
+    }
+
+    /// What a differencing disk says of its parent; `None` for others.
+    ///
+    /// # Errors
+    /// When it is closed or poisoned.
+    pub fn parent_link(&self) -> Result<Option<ParentLink>, DiskError> {
+        self.with(|core| Ok(core.parameters.parent.clone()))
     }
 
     /// Grows the disk to `new_size` bytes. Requests wait meanwhile. Durable on return.

@@ -12,18 +12,20 @@
 //! 2. No stripe is held while a caller's visitor runs.
 
 use std::io;
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Kind;
 use super::bat::Bat;
+use super::bitmap::Bitmaps;
 use super::durable::{Durable, lock};
 use super::journal::Headers;
-use super::layout::{BatEntry, Span, to_u64, to_usize};
+use super::layout::{BatEntry, Found, Span, to_u64, to_usize};
 use super::metadata::Parameters;
-use super::replay::{View, write_zeros};
-use super::space::{Place, Space};
+use super::partial::Content;
+use super::replay::View;
+use super::space::Space;
 use crate::error::DiskError;
-use crate::image::{ExtentKind, Geometry, Identity, ZeroMode};
+use crate::image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
 use crate::storage::{BlockFile, FileExtent};
 
 /// More stripes than threads that could meet; each costs a few bytes.
@@ -34,7 +36,10 @@ pub(super) struct Core {
     pub(super) view: View,
     pub(super) read_only: bool,
     pub(super) parameters: Parameters,
+    /// Who has the blocks that are not here.
+    pub(super) parent: Option<Arc<dyn Image>>,
     pub(super) bat: Bat,
+    pub(super) bitmaps: Bitmaps,
     pub(super) space: Mutex<Space>,
     pub(super) headers: Mutex<Headers>,
     pub(super) durable: Durable,
@@ -43,13 +48,13 @@ pub(super) struct Core {
 
 /// The part of a request that lies in one block.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    block: u64,
+pub(super) struct Piece {
+    pub(super) block: u64,
     /// From the block's start.
-    within: u64,
-    length: u64,
+    pub(super) within: u64,
+    pub(super) length: u64,
     /// From the request's start.
-    done: u64,
+    pub(super) done: u64,
 }
 
 impl Core {
@@ -113,7 +118,7 @@ impl Core {
     }
 
     /// Whether the piece is all of its block that the disk shows.
-    fn is_whole(&self, piece: Piece) -> bool {
+    pub(super) fn is_whole(&self, piece: Piece) -> bool {
         let start = piece.block * self.bat.shape.block_bytes;
         let shown = self
             .bat
@@ -123,7 +128,12 @@ impl Core {
         piece.within == 0 && piece.length == shown
     }
 
-    fn failed(&self, what: &str, length: u64, at: u64) -> impl FnOnce(io::Error) -> DiskError {
+    pub(super) fn failed(
+        &self,
+        what: &str,
+        length: u64,
+        at: u64,
+    ) -> impl FnOnce(io::Error) -> DiskError {
         let action = format!("{what} {length} bytes at {at} of {}", self.view.name);
         move |e| DiskError::io(action, e)
     }
@@ -132,9 +142,11 @@ impl Core {
         for piece in self.pieces(offset, to_u64(buf.len())) {
             let part = &mut buf[to_usize(piece.done)..to_usize(piece.done + piece.length)];
             let _shared = self.share(piece.block);
-            match self.bat.data_offset(piece.block) {
-                Some(at) => self.view.read(part, at + piece.within)?,
-                None => part.fill(0),
+            match self.bat.find(piece.block) {
+                Found::Here(at) => self.view.read(part, at + piece.within)?,
+                Found::Partly(at) => self.read_partly(part, piece, at)?,
+                Found::Parent => self.read_parent(part, offset + piece.done)?,
+                Found::Zeros => part.fill(0),
             }
         }
         Ok(())
@@ -158,19 +170,40 @@ impl Core {
     fn write_piece(&self, piece: Piece, part: &[u8], fua: bool) -> Result<bool, DiskError> {
         {
             let _shared = self.share(piece.block);
-            if let Some(at) = self.bat.data_offset(piece.block) {
+            if let Some(at) = self.space_of(piece)? {
                 return self.write_present(at + piece.within, part, fua);
             }
         }
         let _owned = self.own(piece.block);
         // Somebody else may have given it space before we got the lock.
-        if let Some(at) = self.bat.data_offset(piece.block) {
+        if let Some(at) = self.space_of(piece)? {
             return self.write_present(at + piece.within, part, fua);
         }
-        self.fill_new(piece.block, |at| {
-            self.file().write_at(part, at + piece.within)
-        })?;
+        self.write_absent(piece, Content::Bytes(part))?;
         Ok(false)
+    }
+
+    /// Where the piece's block is, if all of the piece is there.
+    fn space_of(&self, piece: Piece) -> Result<Option<u64>, DiskError> {
+        Ok(match self.bat.find(piece.block) {
+            Found::Here(at) => Some(at),
+            Found::Partly(at) if self.is_here(piece)? => Some(at),
+            Found::Partly(_) | Found::Parent | Found::Zeros => None,
+        })
+    }
+
+    /// Puts a piece where there is no space for all of it. The block's stripe is owned.
+    fn write_absent(&self, piece: Piece, content: Content<'_>) -> Result<(), DiskError> {
+        if self.bat.find(piece.block) != Found::Zeros {
+            return self.write_over_parent(piece, content);
+        }
+        self.fill_new(piece.block, false, |at| {
+            let span = Span {
+                offset: at + piece.within,
+                length: piece.length,
+            };
+            self.put(content, span)
+        })
     }
 
     fn write_present(&self, at: u64, part: &[u8], fua: bool) -> Result<bool, DiskError> {
@@ -188,42 +221,46 @@ impl Core {
         Ok(false)
     }
 
-    /// Gives an absent block space, lets `fill` put bytes there, and publishes it. The block's stripe is owned.
-    fn fill_new(
-        &self,
-        block: u64,
-        fill: impl FnOnce(u64) -> io::Result<()>,
-    ) -> Result<(), DiskError> {
-        let span_bytes = self.bat.shape.block_bytes;
+    /// Takes space that reads as zeros. The second value: it does so after a power loss, too.
+    pub(super) fn take_space(&self, length: u64) -> Result<(Span, bool), DiskError> {
         let place = lock(&self.space)
-            .take(self.file(), span_bytes)
-            .map_err(self.failed("find space for", span_bytes, 0))?;
+            .take(self.file(), length)
+            .map_err(self.failed("find space for", length, 0))?;
+        self.durable.note_write();
         let span = Span {
             offset: place.offset,
-            length: span_bytes,
+            length,
         };
-        self.durable.note_write();
-        let filled = self.clean(place, span).and_then(|()| fill(place.offset));
-        let published = filled
+        if !place.known_zero
+            && let Err(e) = self.put(Content::Hole, span)
+        {
+            lock(&self.space).give_back(span);
+            return Err(self.failed("zero", span.length, span.offset)(e));
+        }
+        Ok((span, place.known_zero))
+    }
+
+    /// Gives an absent block space, lets `fill` put bytes there, and publishes it. `data_first`: they hide others.
+    /// The block's stripe is owned.
+    pub(super) fn fill_new(
+        &self,
+        block: u64,
+        data_first: bool,
+        fill: impl FnOnce(u64) -> io::Result<()>,
+    ) -> Result<(), DiskError> {
+        let (span, known_zero) = self.take_space(self.bat.shape.block_bytes)?;
+        let published = fill(span.offset)
             .map_err(self.failed("write a new block of", span.length, span.offset))
-            .and_then(|()| self.publish(block, BatEntry::present(span.offset), !place.known_zero));
+            .and_then(|()| {
+                let entry = BatEntry::present(span.offset);
+                self.publish(block, entry, data_first || !known_zero)
+            });
         if published.is_err() {
             // No entry ever named it.
             lock(&self.space).give_back(span);
         }
         self.durable.note_write();
         published
-    }
-
-    /// Makes a reused place read as zeros.
-    fn clean(&self, place: Place, span: Span) -> io::Result<()> {
-        if place.known_zero {
-            return Ok(());
-        }
-        match self.file().punch_hole(span.offset, span.length) {
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => write_zeros(self.file(), span),
-            other => other,
-        }
     }
 
     pub(super) fn zero(
@@ -261,24 +298,47 @@ impl Core {
         }
     }
 
-    /// Zeroes inside a block, if it has space; a fixed disk's block keeps it.
+    /// Zeroes inside a block, where that takes a change; a fixed disk's block keeps its space.
     fn zero_inside(&self, piece: Piece) -> Result<(), DiskError> {
-        let _shared = self.share(piece.block);
-        let Some(at) = self.bat.data_offset(piece.block) else {
-            return Ok(());
+        let content = if self.parameters.leave_allocated {
+            Content::Zeros
+        } else {
+            Content::Hole
         };
+        {
+            let _shared = self.share(piece.block);
+            if let Some(at) = self.space_of(piece)? {
+                return self.zero_present(piece, content, at);
+            }
+            if self.is_absent_zero(piece)? {
+                return Ok(());
+            }
+        }
+        let _owned = self.own(piece.block);
+        if let Some(at) = self.space_of(piece)? {
+            return self.zero_present(piece, content, at);
+        }
+        if self.is_absent_zero(piece)? {
+            return Ok(());
+        }
+        self.write_absent(piece, content)
+    }
+
+    /// Whether a piece without space reads as zeros already.
+    fn is_absent_zero(&self, piece: Piece) -> Result<bool, DiskError> {
+        match self.bat.find(piece.block) {
+            Found::Zeros => Ok(true),
+            Found::Parent => self.is_over_zeros(piece.block, piece.within, piece.length),
+            Found::Here(_) | Found::Partly(_) => Ok(false),
+        }
+    }
+
+    fn zero_present(&self, piece: Piece, content: Content<'_>, at: u64) -> Result<(), DiskError> {
         let span = Span {
             offset: at + piece.within,
             length: piece.length,
         };
-        let zeroed = if self.parameters.leave_allocated {
-            write_zeros(self.file(), span)
-        } else {
-            match self.file().punch_hole(span.offset, span.length) {
-                Err(e) if e.kind() == io::ErrorKind::Unsupported => write_zeros(self.file(), span),
-                other => other,
-            }
-        };
+        let zeroed = self.put(content, span);
         self.durable.note_write();
         zeroed.map_err(self.failed("zero", span.length, span.offset))
     }
@@ -286,22 +346,9 @@ impl Core {
     /// Zeroes a piece and leaves it with space.
     fn zero_allocated(&self, piece: Piece) -> Result<(), DiskError> {
         let _owned = self.own(piece.block);
-        let zero = |at: u64| {
-            write_zeros(
-                self.file(),
-                Span {
-                    offset: at + piece.within,
-                    length: piece.length,
-                },
-            )
-        };
-        match self.bat.data_offset(piece.block) {
-            Some(at) => {
-                let zeroed = zero(at);
-                self.durable.note_write();
-                zeroed.map_err(self.failed("zero", piece.length, at + piece.within))
-            }
-            None => self.fill_new(piece.block, zero),
+        match self.space_of(piece)? {
+            Some(at) => self.zero_present(piece, Content::Zeros, at),
+            None => self.write_absent(piece, Content::Zeros),
         }
     }
 
@@ -332,23 +379,36 @@ impl Core {
     pub(super) fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
         let block_bytes = self.bat.shape.block_bytes;
         let block = offset / block_bytes;
-        let empty = self.bat.blocks_without_pages(block);
-        if empty > 0 {
-            let end = (block + empty).saturating_mul(block_bytes);
+        let hole = |length| {
+            let kind = ExtentKind::Hole;
+            Ok(vec![Run { length, kind }])
+        };
+        let blank = self.bat.blank_blocks(block);
+        if blank > 0 {
+            let end = (block + blank).saturating_mul(block_bytes);
             let length = length.min(end - offset);
-            return Ok(vec![Run {
-                length,
-                kind: ExtentKind::Hole,
-            }]);
+            return match self.bat.find(block) {
+                Found::Zeros => hole(length),
+                // It got space since, or the parent has it: block by block.
+                Found::Parent => self.parent_runs(offset, length),
+                Found::Here(_) | Found::Partly(_) => self.runs(offset, length.min(block_bytes)),
+            };
         }
         let within = offset % block_bytes;
         let length = length.min(block_bytes - within);
         let _shared = self.share(block);
-        let Some(at) = self.bat.data_offset(block) else {
-            return Ok(vec![Run {
-                length,
-                kind: ExtentKind::Hole,
-            }]);
+        let at = match self.bat.find(block) {
+            Found::Here(at) => at,
+            Found::Partly(_) => {
+                return self.runs_partly(Piece {
+                    block,
+                    within,
+                    length,
+                    done: 0,
+                });
+            }
+            Found::Parent => return self.parent_runs(offset, length),
+            Found::Zeros => return hole(length),
         };
         if !self.view.is_plain() {
             return Ok(vec![Run {

@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::bat::stretch;
+use super::core::Core;
 use super::layout::{
     BAT_REGION, BatEntry, FILE_SIGNATURE, HEADER_OFFSETS, Header, METADATA_REGION, MIB, NO_GUID,
     REGION_TABLE_OFFSETS, Region, Shape, Span, encode_regions, random_guid, to_u64,
 };
+use super::locator::{self, MAX_PATH_UNITS};
 use super::metadata::{self, Parameters};
 use super::open::open_locked;
 use super::replay::write_zeros;
-use super::{CreateOptions, Kind};
+use super::{ChildOptions, CreateOptions, Kind};
 use crate::error::DiskError;
+use crate::parent::windows_paths;
 use crate::storage::{BlockFile, OpenMode, Storage};
 
 const CREATOR: &str = "sitepair";
@@ -50,6 +53,68 @@ pub(super) fn create(
         size_at: 0,
         parent: None,
     };
+    write(storage, path, &parameters, None)
+}
+
+/// As [`create`], for a disk over the parent at `parent_path`.
+pub(super) fn create_child(
+    storage: &dyn Storage,
+    path: &Path,
+    parent: &Core,
+    options: &ChildOptions,
+) -> Result<Arc<dyn BlockFile>, DiskError> {
+    if !parent.read_only {
+        return Err(DiskError::Invalid {
+            what: format!(
+                "{} is open for writing: no parent may change",
+                parent.view.name
+            ),
+        });
+    }
+    let parent_path = &options.parent_path;
+    let resolve = |path: &Path| {
+        storage
+            .canonical(path)
+            .map_err(|e| DiskError::io(format!("resolve {}", path.display()), e))
+    };
+    let real_parent = resolve(parent_path)?;
+    let real_child = match path.file_name() {
+        Some(name) => resolve(folder(path))?.join(name),
+        None => path.to_owned(),
+    };
+    let short = |path: &String| path.encode_utf16().count() <= MAX_PATH_UNITS;
+    let (relative, absolute) = windows_paths(&real_child, &real_parent)
+        .filter(|(relative, absolute)| short(relative) && short(absolute))
+        .ok_or_else(|| DiskError::Invalid {
+            what: format!(
+                "Windows has no way to write the path from {} to {}",
+                path.display(),
+                parent_path.display()
+            ),
+        })?;
+    let id = parent.identity()?.data_write_id;
+    let parameters = Parameters {
+        block_bytes: options.block_bytes,
+        leave_allocated: false,
+        ..parent.parameters.clone()
+    };
+    let locator = locator::encode(id, &relative, &absolute);
+    write(storage, path, &parameters, Some(&locator))
+}
+
+fn folder(path: &Path) -> &Path {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
+}
+
+fn write(
+    storage: &dyn Storage,
+    path: &Path,
+    parameters: &Parameters,
+    locator: Option<&[u8]>,
+) -> Result<Arc<dyn BlockFile>, DiskError> {
     if let Some(fault) = parameters.fault() {
         return Err(DiskError::Invalid {
             what: format!("a VHDX cannot have {fault}"),
@@ -65,7 +130,7 @@ pub(super) fn create(
         _ => {}
     }
     let file = open_locked(storage, &aside, OpenMode::CreateNew)?;
-    if let Err(e) = fill(file.as_ref(), &parameters).and_then(|()| file.sync()) {
+    if let Err(e) = fill(file.as_ref(), parameters, locator).and_then(|()| file.sync()) {
         drop(file);
         // The caller wants to know why it failed, not that something was left behind.
         if let Err(left) = storage.remove(&aside) {
@@ -75,12 +140,7 @@ pub(super) fn create(
     }
     // Synced before it is renamed: the name never stands for less than the whole file.
     storage.rename(&aside, path).map_err(failed)?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    storage
-        .sync_dir(parent.unwrap_or(Path::new(".")))
-        .map_err(failed)?;
+    storage.sync_dir(folder(path)).map_err(failed)?;
     Ok(file)
 }
 
@@ -90,8 +150,12 @@ fn aside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn fill(file: &dyn BlockFile, parameters: &Parameters) -> io::Result<()> {
-    let shape = Shape::new(parameters.block_bytes, parameters.logical_sector_bytes);
+fn fill(file: &dyn BlockFile, parameters: &Parameters, locator: Option<&[u8]>) -> io::Result<()> {
+    let shape = Shape::new(
+        parameters.block_bytes,
+        parameters.logical_sector_bytes,
+        locator.is_some(),
+    );
     let entries = shape.bat_entries(parameters.size_bytes);
     let bat = Span {
         offset: BAT_OFFSET,
@@ -128,7 +192,11 @@ fn fill(file: &dyn BlockFile, parameters: &Parameters) -> io::Result<()> {
         )?;
     }
     write_fixed_parts(file, bat)?;
-    file.write_at(&metadata::encode(parameters), METADATA.offset)?;
+    file.write_at(&metadata::encode(parameters, locator), METADATA.offset)?;
+    if shape.has_parent {
+        // All blocks are the parent's: their entries are zeros, and so is what was reserved.
+        return Ok(());
+    }
     let mut from = 0;
     while from < entries {
         let step = BAT_STEP.min((entries - from).next_multiple_of(512));

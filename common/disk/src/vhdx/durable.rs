@@ -1,25 +1,27 @@
 //! What makes changes durable, in which order.
 //!
-//! Owns: BAT pages changed and not yet logged, space trimmed and not yet free, the flush
+//! Owns: which pages of the BAT and of bitmaps were changed and not yet logged, space trimmed and not yet free, the flush
 //! sequencer, the poison. A flush with changed pages is
 //!
 //! ```text
-//! [sync]        only if a block was put into space that is not known to be zero: its bytes first
-//! entry -> log  all changed pages
-//! sync          now data, entry and file length are durable
-//! pages -> BAT  not synced: the next entry's tail keeps this entry until a sync has covered them
+//! [sync]          only if bytes hide others: in space that is not known to be zero, or a parent's
+//! entry -> log    all changed pages of the BAT and of bitmaps
+//! sync            now data, entry and file length are durable
+//! pages -> place  not synced: the next entry's tail keeps this entry until a sync has covered them
 //! ```
 //! Between flushes a changed page is also noted: written to the log, not synced. A process that is killed
 //! leaves its notes to the next one, so that no answered write is lost with a block's place. A host that goes
-//! down may lose them, as it may lose the bytes.
+//! down may lose them, as it may lose the bytes. It may also keep them and lose the bytes, so where these
+//! must go first a sync precedes the note; writers that wait for it share it.
 //!
 //! A block put into known-zero space needs no order between its bytes and the entry: before the
-//! sync returned nothing was promised, and lost bytes read as zeros, as the block did before.
+//! sync returned nothing was promised, and lost bytes read as zeros, as the block did before. Bytes that hide
+//! those of a parent do need it: lost, they must be the parent's again.
 //!
 //! Does not do: choosing space, moving data.
 //!
 //! # Invariants
-//! 1. A BAT entry changes only under the lock of `Pending`, so that a batch is consistent.
+//! 1. BAT entries and bits change only under the lock of `Pending`, so that a batch is consistent.
 //! 2. Space is given back after the entry that no longer names it is durable, never before.
 //! 3. `changes_durable == changes_made` only when every BAT change made so far is durable.
 //! 4. Any failed sync or metadata write is final: every later call fails.
@@ -29,10 +31,11 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::bitmap::BitmapPage;
 use super::core::Core;
 use super::entry::Page;
 use super::journal::{FileLength, Journal};
-use super::layout::{BatEntry, NO_GUID, Span, random_guid, to_usize};
+use super::layout::{BatEntry, NO_GUID, PAGE, Span, random_guid, to_usize};
 use crate::error::DiskError;
 
 /// A panic elsewhere does not change what the lock protects; poisoning is by [`Poison`] only.
@@ -64,20 +67,44 @@ impl Poison {
     }
 }
 
-/// BAT changes that are not logged.
+/// A page that changes through the log. Bitmaps come first: where a batch needs more than one entry, no entry of
+/// the BAT makes a block partially present before its bits are right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum MetaPage {
+    Bitmap(BitmapPage),
+    /// By its number in the BAT.
+    Bat(u64),
+}
+
+/// Changes of metadata that are not logged.
 #[derive(Default)]
 pub(super) struct Pending {
-    pages: BTreeSet<u64>,
+    pages: BTreeSet<MetaPage>,
     /// Those of them whose newest content no note holds.
-    unnoted: BTreeSet<u64>,
+    unnoted: BTreeSet<MetaPage>,
     freed: Vec<u64>,
-    /// Blocks lie in space that may have held something else: their bytes go first.
+    /// Bytes go first: a block lies in space that may have held something else, or hides a parent's.
     data_first: bool,
+}
+
+impl Pending {
+    /// The page changed.
+    pub(super) fn touch(&mut self, page: MetaPage) {
+        self.pages.insert(page);
+        self.unnoted.insert(page);
+    }
+
+    /// What was written until now goes first.
+    pub(super) fn data_first(&mut self) {
+        self.data_first = true;
+    }
 }
 
 /// What belongs together in one flush.
 struct Batch {
     pages: Vec<(u64, Page)>,
+    /// Those of bitmaps among them, and as of which change.
+    bitmaps: Vec<(BitmapPage, u64)>,
     freed: Vec<u64>,
     data_first: bool,
     changes: u64,
@@ -143,6 +170,18 @@ impl Durable {
     pub(super) fn is_clean(&self) -> bool {
         self.changes_made.load(Ordering::Acquire) == self.changes_durable.load(Ordering::Acquire)
     }
+
+    /// Changes metadata; all or nothing of it gets into a batch (invariant 1).
+    pub(super) fn change(
+        &self,
+        work: impl FnOnce(&mut Pending) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        let mut pending = lock(&self.pending);
+        // Counted before the change can be seen: whoever sees it, sees that it is not durable.
+        self.changes_made.fetch_add(1, Ordering::AcqRel);
+        self.to_note.store(true, Ordering::Release);
+        work(&mut pending)
+    }
 }
 
 impl Core {
@@ -184,62 +223,80 @@ impl Core {
         data_first: bool,
     ) -> Result<(), DiskError> {
         let page = self.bat.load(&self.view, block)?;
-        let mut pending = lock(&self.durable.pending);
-        // Counted before the entry can be seen: whoever sees it, sees that it is not durable.
-        self.durable.changes_made.fetch_add(1, Ordering::AcqRel);
-        let former = self.bat.replace(block, entry);
-        pending.pages.insert(page);
-        pending.unnoted.insert(page);
-        self.durable.to_note.store(true, Ordering::Release);
-        pending.data_first |= data_first;
-        if former.space() != 0 {
-            pending.freed.push(former.space());
-        }
-        Ok(())
+        self.durable.change(|pending| {
+            let former = self.bat.replace(block, entry);
+            pending.touch(MetaPage::Bat(page));
+            pending.data_first |= data_first;
+            if former.space() != 0 {
+                pending.freed.push(former.space());
+            }
+            Ok(())
+        })
     }
 
     /// Replaces entries of a page that were not part of the disk until now.
     pub(super) fn publish_fresh(&self, first: u64, end: u64) -> Result<(), DiskError> {
         let page = self.bat.load_page(&self.view, first)?;
-        let mut pending = lock(&self.durable.pending);
-        self.durable.changes_made.fetch_add(1, Ordering::AcqRel);
-        self.bat.clear(first, end);
-        pending.pages.insert(page);
-        pending.unnoted.insert(page);
-        Ok(())
+        self.durable.change(|pending| {
+            self.bat.clear(first, end);
+            pending.touch(MetaPage::Bat(page));
+            Ok(())
+        })
     }
 
-    /// Puts the BAT changes of what is about to be answered where they outlive this process. No sync, unless the log
-    /// has no room for more notes, or a note could show a reused place before its new bytes are durable.
+    /// Puts the changes of metadata of what is about to be answered where they outlive this process. Syncs
+    /// only if bytes must go first, which also serves everybody who waits here meanwhile, or if the log has no room for
+    /// more notes.
     pub(super) fn note_changes(&self) -> Result<(), DiskError> {
         if !self.durable.to_note.load(Ordering::Acquire) {
             return Ok(());
         }
         // A flush that took our changes holds this until they are logged.
         let mut journal = lock(&self.durable.journal);
+        self.durable.poison.check()?;
         let mut pending = lock(&self.durable.pending);
-        let noted = if pending.unnoted.is_empty() {
-            true
-        } else if pending.data_first || pending.unnoted.len() > journal.max_pages() {
-            false
-        } else {
-            let pages: Vec<_> = pending
-                .unnoted
-                .iter()
-                .map(|page| self.bat.image(*page))
-                .collect();
-            journal
+        if pending.unnoted.len() > journal.max_pages() {
+            drop(pending);
+            drop(journal);
+            return self.flush();
+        }
+        let unnoted = std::mem::take(&mut pending.unnoted);
+        let data_first = std::mem::take(&mut pending.data_first);
+        let pages: Vec<_> = unnoted.iter().map(|page| self.image(*page).0).collect();
+        drop(pending);
+        if data_first {
+            self.sync()?;
+            journal.all_settled();
+        }
+        let noted = pages.is_empty()
+            || journal
                 .note(self.file(), &pages, self.file_length())
-                .map_err(|e| self.fatal("write a log entry", e))?
-        };
+                .map_err(|e| self.fatal("write a log entry", e))?;
+        let mut pending = lock(&self.durable.pending);
         if noted {
-            pending.unnoted.clear();
-            self.durable.to_note.store(false, Ordering::Release);
+            // Not before: others, whose changes these are too, would not wait for them.
+            self.durable
+                .to_note
+                .store(!pending.unnoted.is_empty(), Ordering::Release);
             return Ok(());
         }
+        pending.unnoted.extend(unnoted);
         drop(pending);
         drop(journal);
         self.flush()
+    }
+
+    /// A changed page with its offset in the file, and for a bitmap's, which change it shows.
+    fn image(&self, page: MetaPage) -> ((u64, Page), Option<(BitmapPage, u64)>) {
+        match page {
+            MetaPage::Bat(page) => (self.bat.image(page), None),
+            MetaPage::Bitmap(page) => {
+                let (bits, changes) = self.bitmaps.image(page);
+                let bitmap = self.bat.bitmap(page.chunk);
+                let at = bitmap.expect("a bitmap is in the BAT before it changes, and stays");
+                ((at + page.page * PAGE, bits), Some((page, changes)))
+            }
+        }
     }
 
     fn take_batch(&self) -> Batch {
@@ -247,11 +304,11 @@ impl Core {
         let taken = std::mem::take(&mut *pending);
         // Noted pages first: one entry holds them all, and outdates the notes.
         let noted = taken.pages.difference(&taken.unnoted);
+        let images = noted.chain(&taken.unnoted).map(|page| self.image(*page));
+        let (pages, bitmaps): (Vec<_>, Vec<_>) = images.unzip();
         Batch {
-            pages: noted
-                .chain(&taken.unnoted)
-                .map(|page| self.bat.image(*page))
-                .collect(),
+            pages,
+            bitmaps: bitmaps.into_iter().flatten().collect(),
             freed: taken.freed,
             data_first: taken.data_first,
             changes: self.durable.changes_made.load(Ordering::Acquire),
@@ -297,11 +354,15 @@ impl Core {
             return Ok(());
         }
         if batch.data_first {
-            // Data before the entry: a reused place must not show its former content.
+            // Data before the entry: a reused place must not show its former content, and a sector that is
+            // lost must still be the parent's.
             self.sync()?;
             journal.all_settled();
         }
         self.log_pages(&mut journal, &batch.pages)?;
+        for (page, changes) in batch.bitmaps {
+            self.bitmaps.placed(page, changes);
+        }
         drop(journal);
         self.durable
             .changes_durable
@@ -423,7 +484,7 @@ impl Core {
     /// Content of the page of the file at `offset`, a multiple of 4 KiB, to be changed and logged.
     pub(super) fn page_at(&self, offset: u64) -> Result<(u64, Page), DiskError> {
         let mut page: Page = Box::new([0; super::layout::PAGE_BYTES]);
-        let at = offset - offset % super::layout::PAGE;
+        let at = offset - offset % PAGE;
         self.view.read(&mut page[..], at)?;
         assert!(
             to_usize(offset - at) < page.len(),

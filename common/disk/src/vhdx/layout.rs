@@ -273,27 +273,55 @@ pub(super) fn encode_regions(regions: &[Region]) -> Vec<u8> {
     bytes
 }
 
-/// A payload block's entry in the BAT, as it is stored: state in bits 0 to 2, mebibyte in 20 to 63.
+/// An entry of the BAT, as it is stored: state in bits 0 to 2, mebibyte in 20 to 63.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BatEntry(pub(super) u64);
 
 const STATE_MASK: u64 = 7;
 const RESERVED_MASK: u64 = 0x000F_FFF8;
+const ZERO: u64 = 2;
 const FULLY_PRESENT: u64 = 6;
+const PARTIALLY_PRESENT: u64 = 7;
+
+/// Where a block's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// All of them here, from this offset of the file on.
+    Here(u64),
+    /// Those that the sector bitmap names here, the others in the parent.
+    Partly(u64),
+    /// In the parent.
+    Parent,
+    /// Nowhere: they are zeros.
+    Zeros,
+}
 
 impl BatEntry {
     /// Reads as zeros, has no space; what whole-block trims and new dynamic disks have.
-    pub(super) const ZERO: Self = Self(2);
+    pub(super) const ZERO: Self = Self(ZERO);
+    /// The largest entry of a state without space and without anything wrong.
+    pub(super) const LAST_BLANK: u64 = 3;
 
-    /// The block lies at `offset` of the file, a multiple of 1 MiB.
+    /// The block lies at `offset` of the file, a multiple of 1 MiB. Also for sector bitmaps.
     pub(super) fn present(offset: u64) -> Self {
         assert!(offset.is_multiple_of(MIB), "blocks lie on whole mebibytes");
         Self(offset | FULLY_PRESENT)
     }
 
-    /// Where the block's bytes are, if they are in this file. All other legal states read as zeros.
-    pub(super) fn data_offset(self) -> Option<u64> {
-        (self.0 & STATE_MASK == FULLY_PRESENT).then_some(self.space())
+    /// As `present`, for the sectors that the block's bitmap names.
+    pub(super) fn partial(offset: u64) -> Self {
+        assert!(offset.is_multiple_of(MIB), "blocks lie on whole mebibytes");
+        Self(offset | PARTIALLY_PRESENT)
+    }
+
+    /// Where the block's bytes are. Without a parent, what would be there is zeros.
+    pub(super) fn found(self, has_parent: bool) -> Found {
+        match self.0 & STATE_MASK {
+            0 if has_parent => Found::Parent,
+            FULLY_PRESENT => Found::Here(self.space()),
+            PARTIALLY_PRESENT => Found::Partly(self.space()),
+            _ => Found::Zeros,
+        }
     }
 
     /// Offset of the space that the entry owns in whatever state; 0 for none.
@@ -301,19 +329,37 @@ impl BatEntry {
         self.0 & !(MIB - 1)
     }
 
-    /// What is wrong with it as a payload entry of a fixed or dynamic disk, other than its place.
-    pub(super) fn fault(self) -> Option<String> {
+    /// What is wrong with it as a payload entry, other than its place.
+    pub(super) fn fault(self, has_parent: bool) -> Option<String> {
         if self.0 & RESERVED_MASK != 0 {
             return Some(format!("entry {:#x} has reserved bits set", self.0));
         }
         match self.0 & STATE_MASK {
             0..=3 => None,
-            FULLY_PRESENT if self.space() == 0 => {
+            FULLY_PRESENT | PARTIALLY_PRESENT if self.space() == 0 => {
                 Some("the block is present without an offset".to_owned())
             }
             FULLY_PRESENT => None,
-            7 => Some("the block is partially present in a disk without a parent".to_owned()),
+            PARTIALLY_PRESENT if has_parent => None,
+            PARTIALLY_PRESENT => {
+                Some("the block is partially present in a disk without a parent".to_owned())
+            }
             state => Some(format!("state {state} does not exist")),
+        }
+    }
+
+    /// What is wrong with it as the entry of a sector bitmap, other than its place.
+    pub(super) fn bitmap_fault(self, has_parent: bool) -> Option<String> {
+        match self.0 {
+            0 => None,
+            _ if !has_parent => Some("a sector bitmap in a disk without a parent".to_owned()),
+            _ if self.0 & RESERVED_MASK != 0
+                || self.0 & STATE_MASK != FULLY_PRESENT
+                || self.space() == 0 =>
+            {
+                Some(format!("{:#x} is no entry of a sector bitmap", self.0))
+            }
+            _ => None,
         }
     }
 }
@@ -322,16 +368,22 @@ impl BatEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) block_bytes: u64,
+    /// Bytes for which a sector bitmap has one bit.
+    pub(super) sector_bytes: u64,
     /// Payload entries between two sector-bitmap entries.
     pub(super) chunk_ratio: u64,
+    pub(super) has_parent: bool,
 }
 
 impl Shape {
-    pub(super) fn new(block_bytes: u32, logical_sector_bytes: u32) -> Self {
+    pub(super) fn new(block_bytes: u32, logical_sector_bytes: u32, has_parent: bool) -> Self {
         let block_bytes = u64::from(block_bytes);
+        let sector_bytes = u64::from(logical_sector_bytes);
         Self {
             block_bytes,
-            chunk_ratio: (1 << 23) * u64::from(logical_sector_bytes) / block_bytes,
+            sector_bytes,
+            chunk_ratio: (1 << 23) * sector_bytes / block_bytes,
+            has_parent,
         }
     }
 
@@ -344,13 +396,27 @@ impl Shape {
         block + block / self.chunk_ratio
     }
 
+    /// Index in the BAT of the bitmap of a chunk.
+    pub(super) fn bitmap_index(self, chunk: u64) -> u64 {
+        (chunk + 1) * self.chunk_ratio + chunk
+    }
+
     pub(super) fn is_bitmap_entry(self, index: u64) -> bool {
         index % (self.chunk_ratio + 1) == self.chunk_ratio
     }
 
-    /// Entries that a fixed or dynamic disk of this size needs.
+    /// The block of a payload entry.
+    pub(super) fn block_at(self, index: u64) -> u64 {
+        index - index / (self.chunk_ratio + 1)
+    }
+
+    /// Entries that a disk of this size needs: with a parent, also the bitmap of the last chunk.
     pub(super) fn bat_entries(self, size_bytes: u64) -> u64 {
         let blocks = self.blocks(size_bytes);
-        blocks + (blocks - 1) / self.chunk_ratio
+        if self.has_parent {
+            blocks.div_ceil(self.chunk_ratio) * (self.chunk_ratio + 1)
+        } else {
+            blocks + (blocks - 1) / self.chunk_ratio
+        }
     }
 }

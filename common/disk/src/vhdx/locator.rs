@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::layout::{Guid, NO_GUID, guid, guid_at, to_u64, u16_at, u32_at};
+use super::layout::{Guid, NO_GUID, guid, guid_at, put, to_u64, u16_at, u32_at};
 use crate::parent::{ParentLink, host_path};
 
 const VHDX_PARENT: Guid = guid(0xB04A_EFB7_D19E_4A81_B789_25B8_E944_5913);
@@ -103,9 +103,7 @@ fn parse_guid(text: &str) -> Option<Guid> {
 }
 
 /// The item of a new child: its parent's id and the two ways to it.
-#[cfg(test)]
 pub(super) fn encode(parent: Guid, relative: &str, absolute: &str) -> Vec<u8> {
-    use super::layout::put;
     let id = Uuid::from_bytes_le(parent).braced().to_string();
     let entries = [
         (LINKAGE, id.as_str()),
@@ -128,6 +126,9 @@ pub(super) fn encode(parent: Guid, relative: &str, absolute: &str) -> Vec<u8> {
     }
     bytes
 }
+
+/// Longest path, in UTF-16 units, that a locator of ours takes; Linux knows none longer.
+pub(super) const MAX_PATH_UNITS: usize = 4096;
 
 #[cfg(test)]
 mod tests;

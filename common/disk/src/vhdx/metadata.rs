@@ -232,47 +232,42 @@ fn read_table(view: &View, region: Span) -> Result<Vec<Item>, DiskError> {
     Ok(items)
 }
 
-/// The bytes of a new disk's metadata region that are not zero, from its start.
-pub(super) fn encode(parameters: &Parameters) -> Vec<u8> {
-    let flags = if parameters.leave_allocated {
-        LEAVE_ALLOCATED
-    } else {
-        0
-    };
+/// The bytes of a new disk's metadata region that are not zero, from its start. `locator` names its parent.
+pub(super) fn encode(parameters: &Parameters, locator: Option<&[u8]>) -> Vec<u8> {
+    let mut flags = 0;
+    if parameters.leave_allocated {
+        flags |= LEAVE_ALLOCATED;
+    }
+    if locator.is_some() {
+        flags |= HAS_PARENT;
+    }
     let mut file_parameters = parameters.block_bytes.to_le_bytes().to_vec();
-    file_parameters.extend(flags.to_le_bytes());
+    file_parameters.extend(u32::to_le_bytes(flags));
     let disk = FLAG_REQUIRED | FLAG_VIRTUAL_DISK;
-    let items: [(Guid, u32, Vec<u8>); 5] = [
-        (FILE_PARAMETERS, FLAG_REQUIRED, file_parameters),
-        (
-            DISK_SIZE,
-            disk,
-            parameters.size_bytes.to_le_bytes().to_vec(),
-        ),
-        (DISK_ID, disk, parameters.disk_id.to_vec()),
-        (
-            LOGICAL_SECTOR,
-            disk,
-            parameters.logical_sector_bytes.to_le_bytes().to_vec(),
-        ),
-        (
-            PHYSICAL_SECTOR,
-            disk,
-            parameters.physical_sector_bytes.to_le_bytes().to_vec(),
-        ),
+    let size = parameters.size_bytes.to_le_bytes();
+    let logical = parameters.logical_sector_bytes.to_le_bytes();
+    let physical = parameters.physical_sector_bytes.to_le_bytes();
+    let mut items: Vec<(Guid, u32, &[u8])> = vec![
+        (FILE_PARAMETERS, FLAG_REQUIRED, &file_parameters),
+        (DISK_SIZE, disk, &size),
+        (DISK_ID, disk, &parameters.disk_id),
+        (LOGICAL_SECTOR, disk, &logical),
+        (PHYSICAL_SECTOR, disk, &physical),
     ];
+    items.extend(locator.map(|locator| (PARENT_LOCATOR, FLAG_REQUIRED, locator)));
     let mut bytes = vec![0; TABLE_BYTES];
     put(&mut bytes, 0, b"metadata");
-    put(&mut bytes, 10, &5_u16.to_le_bytes());
+    let count = u16::try_from(items.len()).expect("at most six");
+    put(&mut bytes, 10, &count.to_le_bytes());
     for (index, (guid, flags, value)) in items.iter().enumerate() {
         let at = 32 + index * 32;
         let offset = u32::try_from(bytes.len()).expect("under 128 KiB");
-        let length = u32::try_from(value.len()).expect("at most 16 bytes");
+        let length = u32::try_from(value.len()).expect("under 64 KiB");
         put(&mut bytes, at, guid);
         put(&mut bytes, at + 16, &offset.to_le_bytes());
         put(&mut bytes, at + 20, &length.to_le_bytes());
         put(&mut bytes, at + 24, &flags.to_le_bytes());
-        bytes.extend(value);
+        bytes.extend_from_slice(value);
     }
     let rounded = bytes.len().next_multiple_of(super::layout::PAGE_BYTES);
     bytes.resize(rounded, 0);

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
 use super::bat::Bat;
+use super::bitmap::Bitmaps;
 use super::core::{Core, STRIPES};
 use super::durable::Durable;
 use super::journal::Headers;
@@ -103,29 +104,33 @@ pub(super) fn open_file(
     view.replay(&header)?;
     let regions = read_regions(&view, header.log)?;
     let parameters = metadata::read(&view, regions.metadata)?;
-    if let Some(link) = &parameters.parent {
-        let parent = find(link)?;
-        parent::check(path, link, &*parent, &parameters.geometry(read_only))?;
-        return Err(DiskError::Unsupported {
-            what: "a differencing VHDX".to_owned(),
-        });
-    }
-    let shape = Shape::new(parameters.block_bytes, parameters.logical_sector_bytes);
+    let shape = Shape::new(
+        parameters.block_bytes,
+        parameters.logical_sector_bytes,
+        parameters.parent.is_some(),
+    );
     let (bat, owned) = Bat::read(&view, regions.bat, shape, parameters.size_bytes)?;
     let mut used = regions.all;
-    let length = shape.block_bytes;
-    used.extend(owned.iter().map(|block| Span {
-        offset: block.offset,
-        length,
-    }));
+    used.extend(owned.iter().map(|block| block.span));
     check_disjoint(&mut used)?;
+    // Last of all that is looked at: the file is right as far as it goes.
+    let parent = match &parameters.parent {
+        None => None,
+        Some(link) => {
+            let parent = find(link)?;
+            parent::check(path, link, &*parent, &parameters.geometry(read_only))?;
+            Some(parent)
+        }
+    };
     let space = Space::new(&used);
     let mut core = Core {
         durable: Durable::new(header.log, space.length()),
         view,
         read_only,
         parameters,
+        parent,
         bat,
+        bitmaps: Bitmaps::default(),
         space: Mutex::new(space),
         headers: Mutex::new(headers),
         stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),

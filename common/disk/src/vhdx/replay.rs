@@ -19,7 +19,7 @@ use super::layout::{
     Guid, Header, NO_GUID, PAGE, PAGE_BYTES, REGION_TABLE_OFFSETS, Span, corrupt, to_u64, to_usize,
 };
 use crate::error::DiskError;
-use crate::storage::BlockFile;
+use crate::storage::{BlockFile, FileExtent};
 
 /// Larger logs are refused: a scan reads all of it. The usual size is 1 MiB.
 const MAX_LOG_BYTES: u64 = 256 << 20;
@@ -99,6 +99,32 @@ impl View {
                 .copy_from_slice(&page[to_usize(from - at)..to_usize(to - at)]);
         }
         Ok(())
+    }
+
+    /// The parts of `span`, whole pages, that may hold anything but zeros.
+    pub(super) fn data_in(&self, span: Span) -> Result<Vec<Span>, DiskError> {
+        let mut found: Vec<Span> = Vec::new();
+        if !self.is_plain() {
+            return Ok(vec![span]);
+        }
+        let mut visit = |offset: u64, length: u64, kind| {
+            let first = offset / PAGE * PAGE;
+            let end = (offset + length).next_multiple_of(PAGE).min(span.end());
+            match found.last_mut() {
+                _ if kind == FileExtent::Hole => {}
+                Some(last) if last.end() >= first => last.length = end - last.offset,
+                _ => found.push(Span {
+                    offset: first,
+                    length: end - first,
+                }),
+            }
+            true
+        };
+        match self.file.extents(span.offset, span.length, &mut visit) {
+            Ok(()) => Ok(found),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(vec![span]),
+            Err(e) => Err(DiskError::io(format!("list extents of {}", self.name), e)),
+        }
     }
 
     /// Reads the log that `header` names and lays its changes over the file. Nothing is written.

@@ -12,7 +12,7 @@ use super::bat::stretch;
 use super::core::Core;
 use super::create::reserve;
 use super::durable::lock;
-use super::layout::{BatEntry, PAGE, Span, to_u64, to_usize};
+use super::layout::{BatEntry, Found, PAGE, Span, to_u64, to_usize};
 use super::replay::write_zeros;
 use crate::error::DiskError;
 
@@ -48,7 +48,7 @@ impl Core {
         self.arm()?;
         self.zero_hidden_rest(old)?;
         self.write_new_pages(old, size_bytes)?;
-        self.bat.cover(size_bytes);
+        self.bat.cover(size_bytes, false);
         self.clear_shared_page(old, size_bytes)?;
         if self.parameters.leave_allocated {
             self.fill_fixed(old, size_bytes)?;
@@ -61,15 +61,18 @@ impl Core {
         Ok(())
     }
 
-    /// Bytes of the last block that the disk did not show until now must be zeros.
+    /// Bytes of the last block that the disk did not show until now must be zeros, or the parent's, which are.
     fn zero_hidden_rest(&self, old: u64) -> Result<(), DiskError> {
         let within = old % self.bat.shape.block_bytes;
         let block = old / self.bat.shape.block_bytes;
         if within == 0 {
             return Ok(());
         }
-        let Some(at) = self.bat.data_offset(block) else {
-            return Ok(());
+        let at = match self.bat.find(block) {
+            Found::Here(at) => at,
+            Found::Partly(_) => return self.clear_hidden_bits(block, within),
+            // The parent ends where the disk does, or before.
+            Found::Parent | Found::Zeros => return Ok(()),
         };
         let length = self.bat.shape.block_bytes - within;
         write_zeros(

@@ -2,6 +2,8 @@
 
 mod crash;
 mod damage;
+mod differencing;
+mod over;
 mod random;
 
 use std::path::Path;
@@ -200,17 +202,17 @@ fn a_flush_costs_at_most_two_syncs_and_an_allocation_none() {
     image.write_at(&[3; 512], MIB, false).unwrap();
     assert_eq!(
         syncs(),
-        before + 4,
+        before + 3,
         "reused space needs its bytes first, and at once: a note must not show what was there"
     );
     image.flush().unwrap();
-    assert_eq!(syncs(), before + 5);
+    assert_eq!(syncs(), before + 4);
     image.write_at(&[4; 512], 15 * MIB, false).unwrap();
     image.flush().unwrap();
-    assert_eq!(syncs(), before + 6);
+    assert_eq!(syncs(), before + 5);
     image.flush().unwrap();
     image.flush().unwrap();
-    assert_eq!(syncs(), before + 6, "nothing was written since");
+    assert_eq!(syncs(), before + 5, "nothing was written since");
 }
 
 #[test]

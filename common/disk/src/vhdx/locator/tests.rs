@@ -1,7 +1,6 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::vhdx::layout::put;
 
 /// An item with these entries.
 fn item(entries: &[(&str, &str)]) -> Vec<u8> {

@@ -16,7 +16,7 @@ pub(super) fn stamped(stamp: u64, sectors: u64) -> Vec<u8> {
 }
 
 /// The numbers of the sectors of `[from, from + count)`. Panics if a sector is torn.
-pub(super) fn stamps(image: &VhdxImage, from: u64, count: u64) -> Vec<u64> {
+pub(super) fn stamps(image: &dyn Image, from: u64, count: u64) -> Vec<u64> {
     let mut buf = vec![0; usize::try_from(count * 512).unwrap()];
     image.read_at(&mut buf, from * 512).unwrap();
     buf.chunks_exact(512)
@@ -27,7 +27,7 @@ pub(super) fn stamps(image: &VhdxImage, from: u64, count: u64) -> Vec<u64> {
         .collect()
 }
 
-fn check(image: &VhdxImage, model: &[u64], what: &str) {
+pub(super) fn check(image: &dyn Image, model: &[u64], what: &str) {
     let mut at = 0;
     for expected in model.chunks(8192) {
         let count = u64::try_from(expected.len()).unwrap();
@@ -56,7 +56,7 @@ fn check(image: &VhdxImage, model: &[u64], what: &str) {
     assert_eq!(covered, size);
 }
 
-fn reload(image: &VhdxImage, model: &mut [u64]) {
+pub(super) fn reload(image: &dyn Image, model: &mut [u64]) {
     let mut at = 0;
     for part in model.chunks_mut(8192) {
         let count = u64::try_from(part.len()).unwrap();

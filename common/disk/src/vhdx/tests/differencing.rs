@@ -1,0 +1,566 @@
+//! Differencing disks: chains against a model, power losses and kills, damage, refusals.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::super::layout::{MIB, PAGE};
+use super::super::{CreateOptions, Kind, VhdxImage};
+use super::over::{child, level, open_chain, open_vhdx};
+use super::random::{check, reload, stamped, stamps};
+use super::{Random, extents, options, read};
+use crate::error::ErrorKind;
+use crate::image::{ExtentKind, Image, ZeroMode};
+use crate::storage::Storage;
+use crate::storage::fake::FakeStorage;
+
+/// A closed base of `size_bytes` with blocks of 1 MiB. Its sectors from `from` on, `count` of them, hold 1000.
+fn base(storage: &FakeStorage, size_bytes: u64, from: u64, count: u64) {
+    let wanted = options(size_bytes, 1);
+    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
+    image
+        .write_at(&stamped(1000, count), from * 512, false)
+        .unwrap();
+    image.close().unwrap();
+}
+
+/// State of the BAT entry at `index` of a file.
+fn state(storage: &FakeStorage, path: &Path, index: u64) -> u64 {
+    let content = storage.content(path).unwrap();
+    let at = usize::try_from(super::super::create::BAT_OFFSET + index * 8).unwrap();
+    u64::from_le_bytes(content[at..at + 8].try_into().unwrap()) & 7
+}
+
+/// Random operations on `image` and on the model of its sectors.
+fn scribble(image: &VhdxImage, model: &mut [u64], random: &mut Random, stamps_from: u64) {
+    let sectors = u64::try_from(model.len()).unwrap();
+    let block = u64::from(image.geometry().block_bytes) / 512;
+    for stamp in stamps_from..stamps_from + 60 {
+        let from = random.below(sectors);
+        let mut start = from;
+        let mut count = 1 + random.below(400).min(sectors - from - 1);
+        let choice = random.below(16);
+        if choice >= 12 {
+            start = from / block * block;
+            count = (block * (1 + random.below(2))).min(sectors - start);
+        }
+        let range = usize::try_from(start).unwrap()..usize::try_from(start + count).unwrap();
+        let fua = random.below(16) == 0;
+        match choice {
+            0..=8 | 15 => {
+                image
+                    .write_at(&stamped(stamp, count), start * 512, fua)
+                    .unwrap();
+                model[range].fill(stamp);
+            }
+            9..=13 => {
+                let modes = [
+                    ZeroMode::MayUnmap,
+                    ZeroMode::FastOnly,
+                    ZeroMode::KeepAllocated,
+                ];
+                let mode = modes[usize::try_from(random.below(3)).unwrap()];
+                image
+                    .write_zeroes(start * 512, count * 512, mode, fua)
+                    .unwrap();
+                model[range].fill(0);
+            }
+            _ => image.flush().unwrap(),
+        }
+    }
+}
+
+fn run_chain(seed: u64, blocks_mib: [u32; 3], logical: u32, sectors: u64) {
+    let what = format!("seed {seed}, blocks {blocks_mib:?} MiB, {logical} byte sectors");
+    let storage = FakeStorage::new();
+    let unit = u64::from(logical) / 512;
+    let sectors = sectors / unit * unit;
+    let wanted = CreateOptions {
+        logical_sector_bytes: logical,
+        size_bytes: sectors * 512,
+        ..options(0, blocks_mib[0])
+    };
+    let mut model = vec![0; usize::try_from(sectors).unwrap()];
+    let mut random = Random(seed);
+    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
+    scribble(&image, &mut model, &mut random, 1000);
+    image.close().unwrap();
+    for (number, block_mib) in blocks_mib.into_iter().enumerate().skip(1) {
+        let parent = level(number - 1);
+        let mut below = model.clone();
+        let image = child(&storage, &level(number), &parent, block_mib).unwrap();
+        check(&image, &model, &format!("{what}, level {number} when new"));
+        let first = 10_000 * u64::try_from(number).unwrap();
+        scribble(&image, &mut model, &mut random, first);
+        check(&image, &model, &format!("{what}, level {number}"));
+        image.close().unwrap();
+        // Reopened, once after a kill, and grown.
+        let image = open_vhdx(&storage, &level(number), false).unwrap();
+        scribble(&image, &mut model, &mut random, first + 1000);
+        drop(image);
+        let image = open_vhdx(&storage, &level(number), false).unwrap();
+        check(
+            &image,
+            &model,
+            &format!("{what}, level {number} after a kill"),
+        );
+        let grown = u64::try_from(model.len()).unwrap() + 8 * random.below(9000);
+        image.resize(grown * 512).unwrap();
+        model.resize(usize::try_from(grown).unwrap(), 0);
+        scribble(&image, &mut model, &mut random, first + 2000);
+        image.close().unwrap();
+        let image = open_chain(&storage, &level(number), true).unwrap();
+        check(
+            &*image,
+            &model,
+            &format!("{what}, level {number} in the end"),
+        );
+        let image = open_chain(&storage, &parent, true).unwrap();
+        reload(&*image, &mut below);
+        check(
+            &*image,
+            &below,
+            &format!("{what}, the parent of level {number}"),
+        );
+    }
+}
+
+#[test]
+fn random_operations_on_chains_match_a_model() {
+    let mut seed = 500;
+    for blocks_mib in [[1, 1, 1], [2, 1, 32], [1, 2, 256], [32, 256, 2]] {
+        for logical in [512, 4096] {
+            seed += 1;
+            run_chain(seed, blocks_mib, logical, 5 * 2048 + 8 * seed);
+        }
+    }
+}
+
+#[test]
+fn a_sector_is_here_or_the_parents() {
+    let storage = FakeStorage::new();
+    base(&storage, 8 * MIB, 0, 4 * 2048);
+    let image = child(&storage, &level(1), &level(0), 1).unwrap();
+    assert_eq!(stamps(&image, 0, 4), [1000; 4]);
+    image.write_at(&stamped(5, 2), 512, false).unwrap();
+    assert_eq!(stamps(&image, 0, 4), [1000, 5, 5, 1000]);
+    // Where the parent has only zeros, a block is taken whole.
+    image.write_at(&stamped(6, 1), 5 * MIB, false).unwrap();
+    // Zeros are not the parent's, whole or in part.
+    image.discard(2 * MIB, MIB).unwrap();
+    image
+        .write_zeroes(3 * MIB, 4096, ZeroMode::MayUnmap, false)
+        .unwrap();
+    assert_eq!(stamps(&image, 2 * 2048, 2048), [0; 2048]);
+    assert_eq!(stamps(&image, 3 * 2048, 9), [0, 0, 0, 0, 0, 0, 0, 0, 1000]);
+    // Zeros over zeros change nothing.
+    image
+        .write_zeroes(6 * MIB, 4096, ZeroMode::MayUnmap, false)
+        .unwrap();
+    assert_eq!(
+        extents(&image),
+        [
+            (0, 2 * MIB, ExtentKind::Data),
+            (2 * MIB, MIB, ExtentKind::Hole),
+            (3 * MIB, MIB, ExtentKind::Data),
+            (4 * MIB, MIB, ExtentKind::Hole),
+            (5 * MIB, 4096, ExtentKind::Data),
+            (5 * MIB + 4096, 3 * MIB - 4096, ExtentKind::Hole),
+        ]
+    );
+    image.write_at(&stamped(7, 2044), 1536, false).unwrap();
+    image.write_at(&stamped(7, 1), 0, false).unwrap();
+    image.close().unwrap();
+    let states = [0, 1, 2, 3, 4, 5].map(|index| state(&storage, &level(1), index));
+    assert_eq!(
+        states,
+        [7, 0, 2, 7, 0, 6],
+        "PARTIAL, NOT_PRESENT, ZERO, PARTIAL, NOT_PRESENT, FULL"
+    );
+    let bitmap = state(&storage, &level(1), 8192 / 2);
+    assert_eq!(bitmap, 6, "the chunk's bitmap");
+    // The last sector of a block makes it whole.
+    let image = open_vhdx(&storage, &level(1), false).unwrap();
+    image.write_at(&stamped(8, 1), 2047 * 512, false).unwrap();
+    assert_eq!(stamps(&image, 2046, 3), [7, 8, 1000]);
+    image.close().unwrap();
+    assert_eq!(state(&storage, &level(1), 0), 6);
+}
+
+#[test]
+fn a_part_of_a_large_sector_brings_the_rest_of_it_along() {
+    let storage = FakeStorage::new();
+    let wanted = CreateOptions {
+        logical_sector_bytes: 4096,
+        ..options(4 * MIB, 1)
+    };
+    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
+    image.write_at(&stamped(9, 4096), 0, false).unwrap();
+    image.close().unwrap();
+    let image = child(&storage, &level(1), &level(0), 2).unwrap();
+    image.write_at(&stamped(3, 10), 3 * 512, false).unwrap();
+    let mut wanted = [9; 24];
+    wanted[3..13].fill(3);
+    assert_eq!(stamps(&image, 0, 24), wanted);
+    image
+        .write_zeroes(14 * 512, 512, ZeroMode::KeepAllocated, false)
+        .unwrap();
+    wanted[14] = 0;
+    image.close().unwrap();
+    let image = open_chain(&storage, &level(1), true).unwrap();
+    assert_eq!(stamps(&*image, 0, 24), wanted);
+}
+
+#[test]
+fn overwriting_what_is_here_needs_no_change_of_metadata() {
+    let storage = FakeStorage::new();
+    base(&storage, 8 * MIB, 0, 8 * 2048);
+    let image = child(&storage, &level(1), &level(0), 2).unwrap();
+    image.write_at(&stamped(1, 8), 4096, true).unwrap();
+    let count = storage.operation_count();
+    image.write_at(&stamped(2, 8), 4096, true).unwrap();
+    assert_eq!(storage.operation_count(), count + 1, "one durable write");
+    let syncs = || storage.counters(&level(1)).syncs;
+    let before = syncs();
+    image.write_at(&stamped(3, 8), 2 * MIB, false).unwrap();
+    assert_eq!(syncs(), before + 1, "bytes before bits, then a note");
+    image.flush().unwrap();
+    assert_eq!(syncs(), before + 2);
+    image.write_at(&stamped(3, 8), 2 * MIB, false).unwrap();
+    image.flush().unwrap();
+    assert_eq!(syncs(), before + 3);
+}
+
+/// What each sector may be after a power loss, or must be after a kill.
+struct Model {
+    allowed: Vec<BTreeSet<u64>>,
+    last: Vec<u64>,
+}
+
+impl Model {
+    fn change(&mut self, from: u64, count: u64, stamp: u64) {
+        for sector in usize::try_from(from).unwrap()..usize::try_from(from + count).unwrap() {
+            self.allowed[sector].insert(stamp);
+            self.last[sector] = stamp;
+        }
+    }
+
+    fn durable(&mut self) {
+        for (allowed, last) in self.allowed.iter_mut().zip(&self.last) {
+            *allowed = BTreeSet::from([*last]);
+        }
+    }
+
+    fn check(&self, storage: &FakeStorage, what: &str) {
+        let image = open_chain(storage, &level(1), true).unwrap_or_else(|e| panic!("{what}: {e}"));
+        for (sector, stamp) in stamps(&*image, 0, SECTORS).into_iter().enumerate() {
+            let allowed = &self.allowed[sector];
+            assert!(
+                allowed.contains(&stamp),
+                "{what}: sector {sector} is {stamp}, not of {allowed:?}"
+            );
+        }
+    }
+}
+
+const SECTORS: u64 = 6 * MIB / 512;
+
+fn run_crash(seed: u64) {
+    let what = format!("seed {seed}");
+    let storage = FakeStorage::new();
+    // Blocks over data, over zeros, and over both.
+    base(&storage, SECTORS * 512, 0, 3 * 2048 + 500);
+    let image = child(&storage, &level(1), &level(0), 1).unwrap();
+    let mut random = Random(seed);
+    let mut last = vec![0; usize::try_from(SECTORS).unwrap()];
+    last[..3 * 2048 + 500].fill(1000);
+    let mut model = Model {
+        allowed: last.iter().map(|stamp| BTreeSet::from([*stamp])).collect(),
+        last,
+    };
+    storage.die_after(storage.operation_count() + random.below(160));
+    for stamp in 1..60 {
+        let from = random.below(SECTORS);
+        let count = (1 + random.below(300)).min(SECTORS - from);
+        let done = match random.below(10) {
+            0..=5 => {
+                model.change(from, count, stamp);
+                let fua = random.below(8) == 0;
+                image.write_at(&stamped(stamp, count), from * 512, fua)
+            }
+            6 => {
+                let from = from / 2048 * 2048;
+                model.change(from, 2048, 0);
+                image.discard(from * 512, MIB)
+            }
+            7 => {
+                model.change(from, count, 0);
+                image.write_zeroes(from * 512, count * 512, ZeroMode::MayUnmap, false)
+            }
+            _ => image.flush().map(|()| model.durable()),
+        };
+        if done.is_err() {
+            break;
+        }
+        if random.below(20) == 0 {
+            model.check(
+                &storage.crash(random.next() % 1000),
+                &format!("{what}, step {stamp}"),
+            );
+        }
+        if random.below(20) == 0 {
+            // All that was answered is there after a kill.
+            let after = open_chain(&storage.after_kill(), &level(1), true).unwrap();
+            assert!(
+                stamps(&*after, 0, SECTORS) == model.last,
+                "{what}, step {stamp}, kill"
+            );
+        }
+    }
+    assert!(storage.is_dead() || image.flush().is_ok());
+    drop(image);
+    for crash in [0, 1, 2, 3 + seed, 1000 + seed] {
+        let after = storage.crash(crash);
+        model.check(&after, &format!("{what}, crash {crash}"));
+        // Recovery, cut short by another power loss.
+        after.die_after(after.operation_count() + seed % 9);
+        drop(open_vhdx(&after, &level(1), false));
+        let again = after.crash(seed / 2);
+        model.check(&again, &format!("{what}, crash {crash}, again"));
+        let image = open_vhdx(&again, &level(1), false).unwrap();
+        image.write_at(&stamped(9999, 8), 0, true).unwrap();
+        image.close().unwrap();
+        let image = open_chain(&again, &level(1), true).unwrap();
+        assert_eq!(stamps(&*image, 0, 8), [9999; 8]);
+    }
+}
+
+#[test]
+fn after_a_power_loss_a_sector_is_old_or_new_and_after_a_kill_new() {
+    for seed in 0..24 {
+        run_crash(seed);
+    }
+}
+
+/// The worst order: of all that was not synced, the log survives and nothing else.
+#[test]
+fn a_bit_never_outlives_the_bytes_that_it_stands_for() {
+    for count in 0..12 {
+        let storage = FakeStorage::new();
+        base(&storage, 8 * MIB, 0, 8 * 2048);
+        let image = child(&storage, &level(1), &level(0), 1).unwrap();
+        image.write_at(&stamped(1, 8), 0, true).unwrap();
+        storage.die_after(storage.operation_count() + count);
+        let mut answered = 0;
+        for (from, stamp) in [(64, 2), (5 * 2048, 3), (128, 4)] {
+            if image
+                .write_at(&stamped(stamp, 8), from * 512, false)
+                .is_ok()
+            {
+                answered += 1;
+            }
+        }
+        let after = storage.crash(0);
+        let log = super::super::create::LOG;
+        let range = usize::try_from(log.offset).unwrap()..usize::try_from(log.end()).unwrap();
+        let written = storage.after_kill().content(&level(1)).unwrap();
+        after
+            .overwrite(&level(1), log.offset, &written[range])
+            .unwrap();
+        let found = open_chain(&after, &level(1), true).unwrap();
+        assert_eq!(stamps(&*found, 0, 8), [1; 8]);
+        for (turn, (from, stamp)) in [(64, 2), (5 * 2048, 3), (128, 4)].into_iter().enumerate() {
+            for found in stamps(&*found, from, 8) {
+                assert!(
+                    found == stamp || found == 1000,
+                    "{count}: {found} at {from}"
+                );
+            }
+            if turn < answered {
+                let killed = open_chain(&storage.after_kill(), &level(1), true).unwrap();
+                assert_eq!(stamps(&*killed, from, 8), [stamp; 8], "{count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn writers_of_one_chunk_share_its_bitmap() {
+    let storage = FakeStorage::new();
+    base(&storage, 16 * MIB, 0, 16 * 2048);
+    let image = child(&storage, &level(1), &level(0), 1).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8_u64 {
+            let image = &image;
+            scope.spawn(move || {
+                for turn in 0..16_u64 {
+                    let from = turn * 2048 + thread * 8;
+                    image
+                        .write_at(&stamped(thread + 1, 8), from * 512, false)
+                        .unwrap();
+                }
+            });
+        }
+    });
+    let killed = open_chain(&storage.after_kill(), &level(1), true).unwrap();
+    for turn in 0..16 {
+        let found = stamps(&*killed, turn * 2048, 72);
+        assert!(found[64..] == [1000; 8]);
+        for (thread, found) in (1..).zip(found[..64].chunks(8)) {
+            assert_eq!(found, [thread; 8], "block {turn}");
+        }
+    }
+    image.close().unwrap();
+    let bytes = storage.content(&level(1)).unwrap().len();
+    assert_eq!(bytes, super::EMPTY + (17 << 20), "16 blocks and one bitmap");
+}
+
+#[test]
+fn bitmaps_in_memory_are_bounded() {
+    let storage = FakeStorage::new();
+    base(&storage, 64 << 30, 0, 8);
+    // One sector in each of 2200 pages of bitmaps, most of them over a parent's block.
+    let image = VhdxImage::create(
+        Arc::new(storage.clone()),
+        Path::new("/wide.vhdx"),
+        &options(64 << 30, 256),
+    )
+    .unwrap();
+    for block in 0..256 {
+        image.write_at(&[1; 512], block * 256 * MIB, false).unwrap();
+    }
+    image.close().unwrap();
+    let image = child(&storage, &level(1), Path::new("/wide.vhdx"), 256).unwrap();
+    for page in 0..2200_u64 {
+        image
+            .write_at(&stamped(page + 1, 1), page * PAGE * 8 * 512, false)
+            .unwrap();
+        if page % 100 == 99 {
+            image.flush().unwrap();
+        }
+    }
+    let loaded = image
+        .with(|core| Ok(core.bitmaps.pages_in_memory()))
+        .unwrap();
+    assert!(loaded <= 2048, "{loaded}");
+    for page in (0..2200_u64).step_by(7) {
+        assert_eq!(stamps(&image, page * PAGE * 8, 1), [page + 1]);
+    }
+}
+
+#[test]
+fn a_parent_must_be_the_one_that_was_meant_and_unchanged() {
+    let storage = FakeStorage::new();
+    base(&storage, 4 * MIB, 0, 2048);
+    child(&storage, &level(1), &level(0), 2)
+        .unwrap()
+        .close()
+        .unwrap();
+    let refusal = |read_only| {
+        let refusal = open_chain(&storage, &level(1), read_only).err().unwrap();
+        assert_eq!(refusal.kind(), ErrorKind::Parent, "{refusal}");
+        refusal.to_string()
+    };
+    drop(open_chain(&storage, &level(1), true).unwrap());
+    // Nobody may write to a parent in use.
+    let held = open_chain(&storage, &level(1), false).unwrap();
+    let locked = open_chain(&storage, &level(0), false).err().unwrap();
+    assert_eq!(locked.kind(), ErrorKind::Locked);
+    drop(held);
+    let before = storage.content(&level(1)).unwrap();
+    storage.rename(&level(0), Path::new("/moved.vhdx")).unwrap();
+    assert!(refusal(false).contains("missing"));
+    storage.rename(Path::new("/moved.vhdx"), &level(0)).unwrap();
+    drop(open_chain(&storage, &level(1), true).unwrap());
+    // Opened for writing and closed it is still the same; written to it is not.
+    open_chain(&storage, &level(0), false)
+        .unwrap()
+        .close()
+        .unwrap();
+    drop(open_chain(&storage, &level(1), true).unwrap());
+    let image = open_chain(&storage, &level(0), false).unwrap();
+    image.write_at(&[1; 512], 0, false).unwrap();
+    image.close().unwrap();
+    assert!(refusal(false).contains("changed"));
+    assert!(refusal(true).contains("changed"));
+    assert!(
+        storage.content(&level(1)).unwrap() == before,
+        "a refused file is not changed"
+    );
+    // Alone it is not opened at all.
+    let alone = VhdxImage::open(Arc::new(storage.clone()), &level(1), true)
+        .err()
+        .unwrap();
+    assert!(alone.to_string().contains("must be named"), "{alone}");
+    // No child of a parent that may still change.
+    let parent = Arc::new(open_vhdx(&storage, &level(0), false).unwrap());
+    let wanted = super::super::ChildOptions {
+        parent_path: level(0),
+        block_bytes: 1 << 20,
+    };
+    let refused = VhdxImage::create_child(Arc::new(storage.clone()), &level(2), &parent, &wanted);
+    assert_eq!(refused.err().unwrap().kind(), ErrorKind::Invalid);
+}
+
+#[test]
+fn a_file_that_is_its_own_parent_is_refused() {
+    let storage = FakeStorage::new();
+    base(&storage, 4 * MIB, 0, 8);
+    child(&storage, &level(1), &level(0), 2)
+        .unwrap()
+        .close()
+        .unwrap();
+    let content = storage.content(&level(1)).unwrap();
+    storage.overwrite(&level(0), 0, &content).unwrap();
+    // Now both are the child, and name level 0.
+    let refusal = open_chain(&storage, &level(1), true)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(refusal.contains("its own parent"), "{refusal}");
+}
+
+#[test]
+fn replay_of_a_child_keeps_its_id_for_grandchildren() {
+    let storage = FakeStorage::new();
+    base(&storage, 4 * MIB, 0, 2048);
+    let image = child(&storage, &level(1), &level(0), 2).unwrap();
+    image.write_at(&stamped(7, 8), 0, true).unwrap();
+    drop(image);
+    let after = storage.crash(0);
+    let image = child(&after, &level(2), &level(1), 1).unwrap();
+    assert_eq!(stamps(&image, 0, 9), [7, 7, 7, 7, 7, 7, 7, 7, 1000]);
+    image.close().unwrap();
+    // The middle is replayed in the file only now.
+    open_vhdx(&after, &level(1), false)
+        .unwrap()
+        .close()
+        .unwrap();
+    let image = open_chain(&after, &level(2), true).unwrap();
+    assert_eq!(stamps(&*image, 0, 9), [7, 7, 7, 7, 7, 7, 7, 7, 1000]);
+}
+
+#[test]
+fn a_fixed_parent_is_a_parent_too_and_the_disk_is_the_same_disk() {
+    let storage = FakeStorage::new();
+    let wanted = CreateOptions {
+        kind: Kind::Fixed,
+        disk_id: Some([3; 16]),
+        ..options(4 * MIB, 1)
+    };
+    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
+    image.write_at(&[5; 4096], MIB, false).unwrap();
+    image.close().unwrap();
+    let image = child(&storage, &level(1), &level(0), 2).unwrap();
+    assert_eq!(read(&image, MIB, 4096), [5; 4096]);
+    assert_eq!(
+        image.with(|core| Ok(core.parameters.disk_id)).unwrap(),
+        [3; 16]
+    );
+    assert_eq!(image.kind(), Kind::Dynamic);
+    let link = image.parent_link().unwrap().unwrap();
+    assert_eq!(
+        link.paths,
+        ["./level0.vhdx", "/level0.vhdx"].map(std::path::PathBuf::from)
+    );
+}
