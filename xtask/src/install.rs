@@ -11,11 +11,12 @@ use crate::kept_dir;
 use crate::run::{Step, say, succeeds};
 
 /// A command that tests run, how to see that it is there, and the Debian package that has it.
-const TOOLS: [(&str, &[&str], &str); 4] = [
+const TOOLS: [(&str, &[&str], &str); 5] = [
     ("qemu-img", &["--version"], "qemu-utils"),
     ("qemu-nbd", &["--version"], "qemu-utils"),
     ("fio", &["--version"], "fio"),
     ("nbdcopy", &["--version"], "libnbd-bin"),
+    ("7z", &["i"], "p7zip-full"),
 ];
 
 /// Packages of the independent gRPC client.

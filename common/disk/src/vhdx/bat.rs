@@ -24,7 +24,8 @@ use super::replay::View;
 use crate::error::DiskError;
 
 const PAGE_ENTRIES: u64 = PAGE / 8;
-const SCAN_BYTES: u64 = MIB;
+/// Read at a time: less than a processor caches.
+const SCAN_BYTES: u64 = 128 << 10;
 /// Length of a sector bitmap in bytes: that of a chunk, whatever the sizes of blocks and sectors.
 pub(super) const BITMAP_BYTES: u64 = MIB;
 
@@ -236,9 +237,7 @@ impl Scan {
             let bytes = &mut chunk[..to_usize(step * PAGE)];
             view.read(bytes, region + page * PAGE)?;
             for bytes in bytes.chunks_exact(PAGE_BYTES) {
-                if bytes.iter().any(|byte| *byte != 0) {
-                    self.read_page(page, bytes)?;
-                }
+                self.read_page(page, bytes)?;
                 page += 1;
             }
         }
@@ -250,6 +249,15 @@ impl Scan {
         let before = self.owned.len();
         let period = self.bat.shape.chunk_ratio + 1;
         let mut bitmap = first + (period - 1 - first % period);
+        let alike = u64_at(bytes, 0);
+        if alike <= BatEntry::LAST_BLANK
+            && (alike == 0 || bitmap - first >= PAGE_ENTRIES)
+            && bytes[8..] == bytes[..PAGE_BYTES - 8]
+        {
+            // Most pages of a large disk: all entries are alike, and none is a bitmap's.
+            self.bat.pages[to_usize(page)].is_parents &= alike == 0;
+            return Ok(());
+        }
         // One bit for each state without space.
         let mut blank = 0_u8;
         let entries = bytes

@@ -1,3 +1,4 @@
 //! Disk files as other programs see them.
 
 mod vhdx;
+mod vhdx_parents;
