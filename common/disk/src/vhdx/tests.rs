@@ -5,6 +5,7 @@ mod damage;
 mod differencing;
 mod over;
 mod random;
+mod rules;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -275,16 +275,16 @@ fn random_damage_never_panics() {
         } else {
             (&dirty, &dirty_bytes)
         };
-        let mut bytes = bytes[..4 << 20].to_vec();
+        let mut bytes = bytes[..at(FIRST)].to_vec();
         let places = [
             65536,
             131_072,
             196_608,
             262_144,
             1 << 20,
-            2 << 20,
-            (2 << 20) + 65536,
-            3 << 20,
+            at(METADATA),
+            at(METADATA) + 65536,
+            at(BAT),
         ];
         let place = places[at(random.below(8))];
         for _ in 0..1 + random.below(4) {
