@@ -1,6 +1,6 @@
 //! Virtual-disk files behind one trait.
 //!
-//! Owns: the [`Image`] trait; raw and VHDX images; `.hrl` change logs; the [`storage`] traits
+//! Owns: the [`Image`] trait; raw and VHDX images, and chains of them; `.hrl` change logs; the [`storage`] traits
 //! under them, which tests make faulty.
 //!
 //! Does not do: networks, async, replication. Every call blocks; callers bring threads.

@@ -5,12 +5,13 @@ use super::super::layout::{
     HEADER_OFFSETS, Header, MIB, PAGE_BYTES, REGION_TABLE_OFFSETS, Region, Span, checksum,
     decode_regions, encode_regions, guid, put, u16_at,
 };
-use super::super::{CreateOptions, VhdxImage};
+use super::super::{ChildOptions, CreateOptions, VhdxImage};
 use super::over::{child, level, open_chain, open_vhdx};
 use super::random::{stamped, stamps};
 use super::{Random, create, open, options, path};
 use crate::error::ErrorKind;
 use crate::image::Image;
+use crate::parent::{CHAIN_MAX, ParentLink};
 use crate::storage::fake::{FakeStorage, What};
 
 fn at(offset: u64) -> usize {
@@ -377,4 +378,40 @@ fn sizes_of_blocks_and_sectors_all_work() {
             );
         }
     }
+}
+
+#[test]
+fn the_longest_chain_opens_and_a_longer_one_does_not() {
+    let storage = FakeStorage::new();
+    let shared = || std::sync::Arc::new(storage.clone());
+    let wanted = options(4 * MIB, 1);
+    let base = VhdxImage::create(shared(), &level(0), &wanted).unwrap();
+    base.write_at(&stamped(1, 2048), 0, false).unwrap();
+    base.close().unwrap();
+    let open_over = |number: usize, parent: Option<&std::sync::Arc<VhdxImage>>| {
+        let mut find = |_: &ParentLink| Ok(std::sync::Arc::clone(parent.unwrap()) as _);
+        let image = VhdxImage::open_with(shared(), &level(number), true, &mut find);
+        std::sync::Arc::new(image.unwrap())
+    };
+    let mut parent = open_over(0, None);
+    for number in 1..=CHAIN_MAX {
+        let over = ChildOptions {
+            parent_path: level(number - 1),
+            block_bytes: 1 << 20,
+        };
+        let image = VhdxImage::create_child(shared(), &level(number), &parent, &over).unwrap();
+        let sector = u64::try_from(number).unwrap();
+        image
+            .write_at(&stamped(1 + sector, 1), sector * 512, false)
+            .unwrap();
+        image.close().unwrap();
+        parent = open_over(number, Some(&parent));
+    }
+    let last = u64::try_from(CHAIN_MAX - 1).unwrap();
+    let image = open_chain(&storage, &level(CHAIN_MAX - 1), true).unwrap();
+    let wanted: Vec<u64> = (1..=last + 1).chain([1, 1]).collect();
+    assert_eq!(stamps(&*image, 0, last + 3), wanted);
+    drop(image);
+    let refusal = open_chain(&storage, &level(CHAIN_MAX), true).err().unwrap();
+    assert!(refusal.to_string().contains("longer than"), "{refusal}");
 }
