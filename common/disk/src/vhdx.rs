@@ -313,9 +313,9 @@ impl Image for VhdxImage {
         Ok(())
     }
 
-    fn is_quick(&self, access: Access, _offset: u64, length: usize) -> bool {
+    fn is_quick(&self, access: Access, offset: u64, length: usize) -> bool {
         match (&*self.share(), access) {
-            (Gate::Open(core), Access::Write) => core.is_quick_write(length),
+            (Gate::Open(core), Access::Write) => core.is_quick_write(offset, length),
             (_, Access::Read | Access::Write) => false,
         }
     }

@@ -369,10 +369,24 @@ impl Core {
         self.publish(block, BatEntry::ZERO, false)
     }
 
-    pub(super) fn is_quick_write(&self, length: usize) -> bool {
+    /// Whether a write needs no sync, as far as can be told without waiting.
+    pub(super) fn is_quick_write(&self, offset: u64, length: usize) -> bool {
         /// Larger writes may wait for the host's memory.
         const QUICK_BYTES: usize = 64 << 10;
-        length <= QUICK_BYTES && self.durable.is_armed()
+        if length > QUICK_BYTES || !self.durable.is_armed() {
+            return false;
+        }
+        let length = to_u64(length);
+        if self.parent.is_none() || offset.saturating_add(length) > self.parameters.size_bytes {
+            return true;
+        }
+        // Bytes that hide the parent's are synced.
+        self.pieces(offset, length)
+            .all(|piece| match self.bat.find(piece.block) {
+                Found::Here(_) | Found::Zeros => true,
+                Found::Partly(_) => self.is_here(piece).unwrap_or(false),
+                Found::Parent => false,
+            })
     }
 
     /// What the disk holds from `offset`, at most `length` bytes of it, in ascending runs. Covers at least a byte.

@@ -6,6 +6,7 @@ mod differencing;
 mod over;
 mod random;
 mod rules;
+mod shared;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use super::over::{child, level, open_chain, open_vhdx};
 use super::random::{check, reload, stamped, stamps};
 use super::{Random, extents, options, read};
 use crate::error::ErrorKind;
-use crate::image::{ExtentKind, Image, ZeroMode};
+use crate::image::{Access, ExtentKind, Image, ZeroMode};
 use crate::storage::Storage;
 use crate::storage::fake::FakeStorage;
 
@@ -217,6 +217,9 @@ fn overwriting_what_is_here_needs_no_change_of_metadata() {
     base(&storage, 8 * MIB, 0, 8 * 2048);
     let image = child(&storage, &level(1), &level(0), 2).unwrap();
     image.write_at(&stamped(1, 8), 4096, true).unwrap();
+    assert!(image.is_quick(Access::Write, 4096, 4096));
+    assert!(!image.is_quick(Access::Write, 4096, 8192), "the parent's");
+    assert!(!image.is_quick(Access::Write, 4 * MIB, 512));
     let count = storage.operation_count();
     image.write_at(&stamped(2, 8), 4096, true).unwrap();
     assert_eq!(storage.operation_count(), count + 1, "one durable write");
