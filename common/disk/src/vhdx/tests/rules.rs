@@ -415,3 +415,40 @@ fn the_longest_chain_opens_and_a_longer_one_does_not() {
     let refusal = open_chain(&storage, &level(CHAIN_MAX), true).err().unwrap();
     assert!(refusal.to_string().contains("longer than"), "{refusal}");
 }
+
+#[test]
+fn bits_after_the_end_of_the_disk_do_not_show_when_it_grows() {
+    let storage = FakeStorage::new();
+    let size = 3 * MIB + 512 * 1024;
+    let shared = std::sync::Arc::new(storage.clone());
+    let base = VhdxImage::create(shared, &level(0), &options(size, 1)).unwrap();
+    base.write_at(&stamped(1000, size / 512), 0, false).unwrap();
+    base.close().unwrap();
+    let image = child(&storage, &level(1), &level(0), 1).unwrap();
+    image.write_at(&stamped(1, 8), 3 * MIB, false).unwrap();
+    image.close().unwrap();
+    // Of block 3, all bits after the end, and junk in its space there.
+    let bitmap = entry(&storage, RATIO) >> 20 << 20;
+    storage
+        .overwrite(&level(1), bitmap + 3 * 256 + 128, &[0xFF; 128])
+        .unwrap();
+    let space = entry(&storage, 3) >> 20 << 20;
+    storage
+        .overwrite(&level(1), space + 512 * 1024, &[0xAB; 512 * 1024])
+        .unwrap();
+    let image = open_vhdx(&storage, &level(1), false).unwrap();
+    image.resize(6 * MIB).unwrap();
+    let wanted = [stamps(&image, 3 * 2048, 1024), vec![0; 4 * 1024]].concat();
+    assert_eq!(wanted[..9], [1, 1, 1, 1, 1, 1, 1, 1, 1000]);
+    assert!(stamps(&image, 3 * 2048, 5 * 1024) == wanted);
+    for after in [storage.crash(0), storage.after_kill()] {
+        let after = open_chain(&after, &level(1), true).unwrap();
+        assert_eq!(after.geometry().size_bytes, 6 * MIB);
+        assert!(stamps(&*after, 3 * 2048, 5 * 1024) == wanted);
+    }
+    assert_eq!(
+        image.resize(size).unwrap_err().kind(),
+        ErrorKind::Unsupported
+    );
+    image.close().unwrap();
+}
