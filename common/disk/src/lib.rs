@@ -1,6 +1,6 @@
 //! Virtual-disk files behind one trait.
 //!
-//! Owns: the [`Image`] trait; raw and VHDX images, and chains of them; `.hrl` change logs; the [`storage`] traits
+//! Owns: the [`Image`] trait; raw, VHD and VHDX images, and chains of them; `.hrl` change logs; the [`storage`] traits
 //! under them, which tests make faulty.
 //!
 //! Does not do: networks, async, replication. Every call blocks; callers bring threads.
@@ -12,6 +12,7 @@ pub mod open;
 pub mod parent;
 pub mod raw;
 pub mod storage;
+pub mod vhd;
 pub mod vhdx;
 
 pub use error::{DiskError, ErrorKind};

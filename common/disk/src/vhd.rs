@@ -1,0 +1,357 @@
+//! VHD images: fixed, dynamic and differencing.
+//!
+//! Owns: [`VhdImage`], which opens a file, serves it as an [`Image`](crate::Image), grows it, and closes it.
+//! Receives a [`Storage`] and a path; for differencing disks, a callback that opens the parent.
+//!
+//! | part | decides |
+//! |---|---|
+//! | `layout`, `locator` | bytes to values and back |
+//! | `bat`, `bitmap` | where blocks are, and which sectors of them |
+//! | `space` | where blocks could be |
+//! | `core`, `blocks`, `below` | reads, writes, zeros, extents |
+//! | `durable` | flushes, the end of the file, closing |
+//! | `open`, `create`, `resize` | what happens around that |
+//!
+//! Does not do: trust in the geometry (cylinders, heads, sectors): the exact size in the footer counts,
+//! whoever wrote it. Parents are never written; that a parent was changed cannot be told, as the format has no mark for it.
+//!
+//! # Invariants
+//! 1. Nothing in the file changes before it was found to be right as a whole.
+//! 2. Wherever a kill or a power loss stops us, a footer or its copy is intact, and the tables name only
+//!    blocks that are in the file.
+//! 3. What was answered is in the file: a kill of the process loses nothing. What was flushed is durable.
+//! 4. A request holds the gate shared; closing and growing hold it alone.
+
+mod bat;
+mod below;
+mod bitmap;
+mod blocks;
+mod core;
+mod create;
+mod durable;
+mod layout;
+mod locator;
+mod open;
+mod resize;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use self::core::{Core, Run};
+use self::locator::NewParent;
+use crate::error::DiskError;
+use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::parent::{self, Find};
+use crate::storage::{BlockFile, Storage};
+
+/// How a disk takes space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Block by block, when they are first written.
+    Dynamic,
+    /// All at once.
+    Fixed,
+    /// As dynamic, over a parent whose sectors show where it has none of its own.
+    Differencing,
+}
+
+/// What a new disk is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Size of the disk in bytes: whole sectors of 512, at most 2040 GiB.
+    pub size_bytes: u64,
+    /// Unit of allocation: a power of two from 64 KiB to 256 MiB. Windows takes 512 KiB and 2 MiB. A fixed disk has none.
+    pub block_bytes: u32,
+    /// How it takes space. Differencing disks are made with [`VhdImage::create_over`].
+    pub kind: Kind,
+    /// The disk's own id as stored; a random one if there is none to keep.
+    pub disk_id: Option<[u8; 16]>,
+}
+
+/// A VHD file that is open.
+pub struct VhdImage {
+    kind: Kind,
+    gate: RwLock<Gate>,
+}
+
+enum Gate {
+    Open(Box<Core>),
+    /// As it was left.
+    Closed(Geometry, Identity),
+}
+
+const CLOSED: DiskError = DiskError::Closed {
+    why: "it was closed",
+};
+
+impl VhdImage {
+    /// Opens an image and locks its file against other users.
+    ///
+    /// # Errors
+    /// Corrupt, with the structure and its offset; unsupported (unknown versions); that it has a parent; locked; or
+    /// the operating system's.
+    pub fn open(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        read_only: bool,
+    ) -> Result<Self, DiskError> {
+        Self::open_with(storage, path, read_only, &mut parent::refuse(path))
+    }
+
+    /// As [`open`](Self::open), for a disk that may have a parent: `find` opens it, read-only, if so. The
+    /// parent's id and size are checked before anything is changed.
+    ///
+    /// # Errors
+    /// Those of `open` and of `find`; a parent that is not the one that the disk was made over.
+    pub fn open_with(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        read_only: bool,
+        find: &mut Find<'_>,
+    ) -> Result<Self, DiskError> {
+        let file = crate::open::open_locked(&*storage, path, read_only)?;
+        Self::of(file, path, read_only, find)
+    }
+
+    fn of(
+        file: Arc<dyn BlockFile>,
+        path: &Path,
+        read_only: bool,
+        find: &mut Find<'_>,
+    ) -> Result<Self, DiskError> {
+        let core = open::open_file(file, path, read_only, find)?;
+        Ok(Self {
+            kind: core.kind,
+            gate: RwLock::new(Gate::Open(Box::new(core))),
+        })
+    }
+
+    /// How it takes space.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Makes a new image without a parent and opens it. A crash leaves the whole file or none under this name.
+    ///
+    /// # Errors
+    /// Invalid options; there is something at `path`; or the operating system's.
+    pub fn create(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        options: &CreateOptions,
+    ) -> Result<Self, DiskError> {
+        let file = create::create(&*storage, path, options, None)?;
+        Self::of(file, path, false, &mut parent::refuse(path))
+    }
+
+    /// Makes a differencing disk over `parent`, a VHD that was opened read-only from `parent_path`, of the parent's
+    /// size, and opens it. The parent must not change from then on.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create); a parent without an id, or with a path that Windows has no way to write.
+    pub fn create_over(
+        storage: Arc<dyn Storage>,
+        path: &Path,
+        parent: &Arc<dyn Image>,
+        parent_path: &Path,
+        block_bytes: u32,
+    ) -> Result<Self, DiskError> {
+        let resolve = |path: &Path| {
+            let failed = |e| DiskError::io(format!("resolve {}", path.display()), e);
+            storage.canonical(path).map_err(failed)
+        };
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        let child =
+            resolve(folder.unwrap_or(Path::new(".")))?.join(path.file_name().unwrap_or_default());
+        let Some((relative, absolute)) = parent::windows_paths(&child, &resolve(parent_path)?)
+        else {
+            let what = format!("{} in the words of Windows", parent_path.display());
+            return Err(DiskError::Unsupported { what });
+        };
+        let named = NewParent {
+            id: parent.identity()?.data_write_id,
+            relative,
+            absolute,
+        };
+        let options = CreateOptions {
+            size_bytes: parent.geometry().size_bytes,
+            block_bytes,
+            kind: Kind::Differencing,
+            disk_id: None,
+        };
+        let file = create::create(&*storage, path, &options, Some(&named))?;
+        Self::of(file, path, false, &mut |_| Ok(Arc::clone(parent)))
+    }
+
+    /// Grows the disk to `new_size` bytes. Requests wait meanwhile. Durable on return.
+    ///
+    /// # Errors
+    /// Unsupported: to a smaller size, or of a disk with a parent; invalid sizes; or the operating system's.
+    pub fn resize(&self, new_size: u64) -> Result<(), DiskError> {
+        let mut gate = self.alone();
+        let Gate::Open(core) = &mut *gate else {
+            return Err(CLOSED);
+        };
+        core.durable.poison.check()?;
+        check_writable(core)?;
+        core.grow(new_size)
+    }
+
+    fn share(&self) -> RwLockReadGuard<'_, Gate> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, Gate> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` on the open image.
+    fn with<T>(&self, work: impl FnOnce(&Core) -> Result<T, DiskError>) -> Result<T, DiskError> {
+        let gate = self.share();
+        let Gate::Open(core) = &*gate else {
+            return Err(CLOSED);
+        };
+        core.durable.poison.check()?;
+        work(core)
+    }
+
+    fn change(
+        &self,
+        offset: u64,
+        length: u64,
+        work: impl FnOnce(&Core) -> Result<(), DiskError>,
+    ) -> Result<(), DiskError> {
+        self.with(|core| {
+            check_writable(core)?;
+            check_range(core, offset, length)?;
+            work(core)
+        })
+    }
+}
+
+impl Image for VhdImage {
+    fn geometry(&self) -> Geometry {
+        match &*self.share() {
+            Gate::Open(core) => core.geometry(),
+            Gate::Closed(geometry, _) => geometry.clone(),
+        }
+    }
+
+    /// Also answers after [`close`](Image::close): as the file was left.
+    fn identity(&self) -> Result<Identity, DiskError> {
+        match &*self.share() {
+            Gate::Open(core) => core.identity(),
+            Gate::Closed(_, identity) => Ok(*identity),
+        }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        self.with(|core| {
+            check_range(core, offset, layout::to_u64(buf.len()))?;
+            core.read(buf, offset)
+        })
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError> {
+        self.change(offset, layout::to_u64(buf.len()), |core| {
+            core.write(buf, offset, fua)
+        })
+    }
+
+    fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        mode: ZeroMode,
+        fua: bool,
+    ) -> Result<(), DiskError> {
+        self.change(offset, length, |core| core.zero(offset, length, mode, fua))
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.with(|core| if core.read_only { Ok(()) } else { core.flush() })
+    }
+
+    fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+    ) -> Result<(), DiskError> {
+        self.with(|core| check_range(core, offset, length))?;
+        let end = offset + length;
+        let mut at = offset;
+        // The run that grows while its neighbours are of its kind.
+        let mut open: Option<(u64, Run)> = None;
+        while at < end {
+            // No lock is held while the visitor runs: it may come back to us.
+            let runs = self.with(|core| core.runs(at, end - at))?;
+            for run in runs {
+                match &mut open {
+                    Some((_, last)) if last.kind == run.kind => last.length += run.length,
+                    Some((from, last)) => {
+                        if !visit(*from, last.length, last.kind) {
+                            return Ok(());
+                        }
+                        open = Some((at, run));
+                    }
+                    None => open = Some((at, run)),
+                }
+                at += run.length;
+            }
+        }
+        if let Some((from, last)) = open {
+            visit(from, last.length, last.kind);
+        }
+        Ok(())
+    }
+
+    fn is_quick(&self, access: Access, offset: u64, length: usize) -> bool {
+        match (&*self.share(), access) {
+            (Gate::Open(core), Access::Write) => core.is_quick_write(offset, length),
+            (_, Access::Read | Access::Write) => false,
+        }
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        let mut gate = self.alone();
+        let Gate::Open(core) = &*gate else {
+            return Err(CLOSED);
+        };
+        core.durable.poison.check()?;
+        if !core.read_only {
+            core.shut()?;
+        }
+        // The file and its lock go with the core.
+        *gate = Gate::Closed(core.geometry(), core.identity()?);
+        Ok(())
+    }
+}
+
+fn check_writable(core: &Core) -> Result<(), DiskError> {
+    if core.read_only {
+        return Err(DiskError::Invalid {
+            what: format!("{} is read-only", core.name),
+        });
+    }
+    Ok(())
+}
+
+fn check_range(core: &Core, offset: u64, length: u64) -> Result<(), DiskError> {
+    /// Smallest unit of a request in bytes.
+    const SECTOR: u64 = 512;
+    let size = core.size_bytes;
+    let aligned = offset.is_multiple_of(SECTOR) && length.is_multiple_of(SECTOR);
+    match offset.checked_add(length) {
+        Some(end) if aligned && end <= size => Ok(()),
+        _ => Err(DiskError::Invalid {
+            what: format!("{length} bytes at {offset} do not fit a disk of {size} bytes"),
+        }),
+    }
+}
