@@ -37,14 +37,14 @@ mod space;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::core::{Core, Run};
 use self::locator::NewParent;
 use crate::error::DiskError;
 use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
-use crate::parent::{self, Find};
+use crate::parent::{self, Find, ParentLink};
 use crate::storage::{BlockFile, Storage};
 
 /// How a disk takes space.
@@ -65,10 +65,19 @@ pub struct CreateOptions {
     pub size_bytes: u64,
     /// Unit of allocation: a power of two from 64 KiB to 256 MiB. Windows takes 512 KiB and 2 MiB. A fixed disk has none.
     pub block_bytes: u32,
-    /// How it takes space. Differencing disks are made with [`VhdImage::create_over`].
+    /// How it takes space. Differencing disks are made with [`VhdImage::create_child`].
     pub kind: Kind,
     /// The disk's own id as stored; a random one if there is none to keep.
     pub disk_id: Option<[u8; 16]>,
+}
+
+/// What a new differencing disk is to be. All else is as its parent has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildOptions {
+    /// Where the parent is. The file names it relative to its own folder, and absolutely.
+    pub parent_path: PathBuf,
+    /// Unit of allocation: a power of two from 64 KiB to 256 MiB. Windows takes 2 MiB.
+    pub block_bytes: u32,
 }
 
 /// A VHD file that is open.
@@ -148,45 +157,45 @@ impl VhdImage {
         Self::of(file, path, false, &mut parent::refuse(path))
     }
 
-    /// Makes a differencing disk over `parent`, a VHD that was opened read-only from `parent_path`, of the parent's
-    /// size, and opens it. The parent must not change from then on.
+    /// Makes a new differencing disk over `parent`, which is open read-only, of the parent's size, and opens it. The
+    /// parent must not change from then on. As with [`create`](Self::create), a crash leaves the whole file or none.
     ///
     /// # Errors
-    /// Those of [`create`](Self::create); a parent without an id, or with a path that Windows has no way to write.
-    pub fn create_over(
+    /// Invalid options; a parent that is writable, or whose path Windows cannot write; there is something at `path`; or
+    /// the operating system's.
+    pub fn create_child(
         storage: Arc<dyn Storage>,
         path: &Path,
-        parent: &Arc<dyn Image>,
-        parent_path: &Path,
-        block_bytes: u32,
+        parent: &Arc<Self>,
+        options: &ChildOptions,
     ) -> Result<Self, DiskError> {
-        let resolve = |path: &Path| {
-            let failed = |e| DiskError::io(format!("resolve {}", path.display()), e);
-            storage.canonical(path).map_err(failed)
-        };
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        let child =
-            resolve(folder.unwrap_or(Path::new(".")))?.join(path.file_name().unwrap_or_default());
-        let Some((relative, absolute)) = parent::windows_paths(&child, &resolve(parent_path)?)
-        else {
-            let what = format!("{} in the words of Windows", parent_path.display());
-            return Err(DiskError::Unsupported { what });
-        };
-        let named = NewParent {
-            id: parent.identity()?.data_write_id,
-            relative,
-            absolute,
-        };
-        let options = CreateOptions {
-            size_bytes: parent.geometry().size_bytes,
-            block_bytes,
+        let geometry = parent.geometry();
+        if !geometry.read_only {
+            let what = format!(
+                "{} is open for writing and cannot be a parent",
+                options.parent_path.display()
+            );
+            return Err(DiskError::Invalid { what });
+        }
+        let id = parent.identity()?.data_write_id;
+        let named = NewParent::of(&*storage, path, &options.parent_path, id)?;
+        let wanted = CreateOptions {
+            size_bytes: geometry.size_bytes,
+            block_bytes: options.block_bytes,
             kind: Kind::Differencing,
             disk_id: None,
         };
-        let file = create::create(&*storage, path, &options, Some(&named))?;
-        Self::of(file, path, false, &mut |_| Ok(Arc::clone(parent)))
+        let file = create::create(&*storage, path, &wanted, Some(&named))?;
+        let mut find = |_: &ParentLink| Ok(Arc::clone(parent) as Arc<dyn Image>);
+        Self::of(file, path, false, &mut find)
+    }
+
+    /// What a differencing disk says of its parent; `None` for others.
+    ///
+    /// # Errors
+    /// When it is closed or poisoned.
+    pub fn parent_link(&self) -> Result<Option<ParentLink>, DiskError> {
+        self.with(|core| Ok(core.parent_link.clone()))
     }
 
     /// Grows the disk to `new_size` bytes. Requests wait meanwhile. Durable on return.

@@ -12,6 +12,7 @@ use super::durable::Durable;
 use super::layout::{Footer, SECTOR, to_u64};
 use crate::error::DiskError;
 use crate::image::{ExtentKind, Geometry, Identity, ZeroMode};
+use crate::parent::ParentLink;
 use crate::storage::{BlockFile, FileExtent};
 
 const ZERO_STEP: u64 = 1 << 20;
@@ -32,6 +33,8 @@ pub(super) struct Core {
     pub(super) fixed_end_is_bad: bool,
     /// None: a fixed disk, whose bytes are the file's.
     pub(super) blocks: Option<Blocks>,
+    /// What a differencing disk says of its parent.
+    pub(super) parent_link: Option<ParentLink>,
     pub(super) durable: Durable,
 }
 

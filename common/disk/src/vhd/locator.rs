@@ -5,13 +5,13 @@
 //!
 //! Does not do: opening parents, trust in paths (see [`crate::parent`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::bat::Used;
 use super::layout::{Header, SECTOR, corrupt, put, to_u64, to_usize, u32_at, u64_at};
 use crate::error::DiskError;
-use crate::parent::{ParentLink, host_path};
-use crate::storage::BlockFile;
+use crate::parent::{ParentLink, host_path, windows_paths};
+use crate::storage::{BlockFile, Storage};
 
 const ID_AT: usize = 40;
 const NAME_AT: usize = 64;
@@ -147,6 +147,32 @@ pub(super) struct NewParent {
 }
 
 impl NewParent {
+    /// Of the disk with `id` at `parent`, for a child at `child`.
+    pub(super) fn of(
+        storage: &dyn Storage,
+        child: &Path,
+        parent: &Path,
+        id: [u8; 16],
+    ) -> Result<Self, DiskError> {
+        let resolve = |path: &Path| {
+            let failed = |e| DiskError::io(format!("resolve {}", path.display()), e);
+            storage.canonical(path).map_err(failed)
+        };
+        let folder = child.parent().filter(|f| !f.as_os_str().is_empty());
+        let folder = resolve(folder.unwrap_or(Path::new(".")))?;
+        let child = folder.join(child.file_name().unwrap_or_default());
+        match windows_paths(&child, &resolve(parent)?) {
+            Some((relative, absolute)) => Ok(Self {
+                id,
+                relative,
+                absolute,
+            }),
+            None => Err(DiskError::Unsupported {
+                what: format!("{} in the words of Windows", parent.display()),
+            }),
+        }
+    }
+
     /// Puts it into the header. Gives out the texts and where they go: from `at` on, in whole sectors.
     pub(super) fn put(&self, header: &mut Header, at: u64) -> Vec<(u64, Vec<u8>)> {
         put(&mut header.bytes[..], ID_AT, &self.id);

@@ -76,6 +76,7 @@ pub(super) fn open_file(
         footer_at: found.at,
         fixed_end_is_bad: kind == Kind::Fixed && found.ends.footer_is_bad,
         blocks,
+        parent_link: None,
         durable: Durable::default(),
         file,
     };
@@ -91,6 +92,7 @@ pub(super) fn open_file(
         let parent = find(&link)?;
         parent::check(path, &link, &*parent, &geometry)?;
         blocks.parent = Some(parent);
+        core.parent_link = Some(link);
     }
     Ok(core)
 }

@@ -1,4 +1,5 @@
 //! Disk files as other programs see them.
 
+mod vhd;
 mod vhdx;
 mod vhdx_parents;

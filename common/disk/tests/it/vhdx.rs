@@ -42,7 +42,7 @@ pub(super) fn skipped(why: &str) {
     writeln!(std::io::stderr(), "skipped: {why}").expect("standard error is open");
 }
 
-fn has_qemu() -> bool {
+pub(super) fn has_qemu() -> bool {
     let found = Command::new("qemu-img").arg("--version").output().is_ok();
     if !found {
         skipped("qemu-img is not installed");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::super::{CreateOptions, Kind, VhdImage};
+use super::super::{ChildOptions, CreateOptions, Kind, VhdImage};
 use super::random::{PARENT, make, stamped, stamps};
 use super::{MIB, create, open, open_chain, options, path};
 use crate::error::ErrorKind;
@@ -51,10 +51,14 @@ fn chains_of_three_show_the_nearest() {
     image.close().unwrap();
     drop(image);
     let chain = [path(), Path::new(PARENT)];
-    let middle: Arc<dyn Image> = Arc::new(open_chain(&storage, &chain, true).unwrap());
+    let middle = Arc::new(open_chain(&storage, &chain, true).unwrap());
     let top = Path::new("/top.vhd");
     let shared = Arc::new(storage.clone());
-    let image = VhdImage::create_over(shared, top, &middle, path(), 2 << 20).unwrap();
+    let over = ChildOptions {
+        parent_path: path().to_owned(),
+        block_bytes: 2 << 20,
+    };
+    let image = VhdImage::create_child(shared, top, &middle, &over).unwrap();
     image.write_at(&stamped(11, 5), 0, false).unwrap();
     let found = stamps(&image, 0, 101);
     assert_eq!(found[..5], [11; 5]);
@@ -124,15 +128,19 @@ fn bits_are_written_after_their_bytes_are_durable_and_only_over_data() {
 }
 
 #[test]
-fn a_raw_parent_and_growing_a_child_are_refused() {
+fn a_writable_parent_and_growing_a_child_are_refused() {
     let (storage, image) = child();
     let refused = image.resize(16 << 20).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
-    let raw = Path::new("/raw");
-    let parent = crate::raw::RawImage::create(&storage, raw, MIB).unwrap();
-    let parent: Arc<dyn Image> = Arc::new(parent);
+    let link = image.parent_link().unwrap().unwrap();
+    assert_eq!(link.paths.len(), 3, "{link:?}");
+    let over = ChildOptions {
+        parent_path: path().to_owned(),
+        block_bytes: 2 << 20,
+    };
     let shared = Arc::new(storage.clone());
-    let refused = VhdImage::create_over(shared, Path::new("/over"), &parent, raw, 1 << 20);
+    let image = Arc::new(image);
+    let refused = VhdImage::create_child(shared, Path::new("/over"), &image, &over);
     assert_eq!(refused.err().unwrap().kind(), ErrorKind::Invalid);
     let alone = CreateOptions {
         kind: Kind::Differencing,
@@ -141,5 +149,6 @@ fn a_raw_parent_and_growing_a_child_are_refused() {
     let other = FakeStorage::new();
     let made = super::super::create::create(&other, path(), &alone, None);
     assert_eq!(made.err().unwrap().kind(), ErrorKind::Invalid);
-    create(&other, &options(MIB, 512)).close().unwrap();
+    let without = create(&other, &options(MIB, 512));
+    assert_eq!(without.parent_link().unwrap(), None);
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::super::{CreateOptions, Kind, VhdImage};
+use super::super::{ChildOptions, CreateOptions, Kind, VhdImage};
 use super::{Random, create, open_chain, options, path};
 use crate::image::{ExtentKind, Image, ZeroMode};
 use crate::storage::fake::FakeStorage;
@@ -79,9 +79,12 @@ pub(super) fn make(storage: &FakeStorage, wanted: &CreateOptions) -> (VhdImage, 
     }
     parent.close().unwrap();
     drop(parent);
-    let parent: Arc<dyn Image> = Arc::new(VhdImage::open(shared(), parent_path, true).unwrap());
-    let child =
-        VhdImage::create_over(shared(), path(), &parent, parent_path, wanted.block_bytes).unwrap();
+    let parent = Arc::new(VhdImage::open(shared(), parent_path, true).unwrap());
+    let over = ChildOptions {
+        parent_path: parent_path.to_owned(),
+        block_bytes: wanted.block_bytes,
+    };
+    let child = VhdImage::create_child(shared(), path(), &parent, &over).unwrap();
     (child, model)
 }
 
