@@ -20,7 +20,8 @@ pub struct Geometry {
 /// What tells whether an image was changed while nobody of ours had it open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Identity {
-    /// VHDX DataWriteGuid; zeros where the format has none. Stable while the image is open.
+    /// VHDX DataWriteGuid, the unique id of a VHD (which stays when the content changes); zeros where the format has
+    /// none. Stable while the image is open.
     pub data_write_id: [u8; 16],
     /// Length of the file in bytes.
     pub file_bytes: u64,
@@ -81,6 +82,15 @@ pub trait Image: Send + Sync {
     /// # Errors
     /// When the file's metadata cannot be read.
     fn identity(&self) -> Result<Identity, DiskError>;
+
+    /// The identity that the content will have, as long as nobody changes it, after a [`close`](Self::close) and a new
+    /// opening too. Where the format has no id that changes with the content, the id is zeros: length and time decide.
+    ///
+    /// # Errors
+    /// Those of [`identity`](Self::identity), and of a flush where the file must be changed to be as a close leaves it.
+    fn content_identity(&self) -> Result<Identity, DiskError> {
+        self.identity()
+    }
 
     /// Fills `buf` from `offset`.
     ///

@@ -3,8 +3,8 @@
 //! Receives a path and, better, the format. Gives out an [`Image`].
 //!
 //! Does not do: trust in content. [`probe`] reads bytes that a guest may have written: a raw disk whose guest wrote
-//! a VHDX into its first sectors probes as a VHDX. Probe once, when an operator names a file, keep the
-//! answer, and open with it from then on.
+//! a VHDX into its first sectors, or the end of a VHD into its last, probes as one. Probe once, when an
+//! operator names a file, keep the answer, and open with it from then on.
 
 use std::fmt;
 use std::io;
@@ -16,6 +16,7 @@ use crate::image::Image;
 use crate::parent::{Chain, ParentLink, Parents};
 use crate::raw::RawImage;
 use crate::storage::{BlockFile, LockKind, OpenMode, Storage};
+use crate::vhd::VhdImage;
 use crate::vhdx::VhdxImage;
 
 /// Formats of image files.
@@ -23,6 +24,8 @@ use crate::vhdx::VhdxImage;
 pub enum Format {
     /// The file's bytes are the disk's.
     Raw,
+    /// VHD: fixed, dynamic or differencing.
+    Vhd,
     /// VHDX, version 1.
     Vhdx,
 }
@@ -31,6 +34,7 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Raw => "raw",
+            Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
         })
     }
@@ -55,6 +59,7 @@ pub fn probe(storage: &dyn Storage, path: &Path) -> Result<Format, DiskError> {
     let file = open_locked(storage, path, true)?;
     match foreign_format(&*file, path)? {
         None => Ok(Format::Raw),
+        Some(VHD) => Ok(Format::Vhd),
         Some(VHDX) => Ok(Format::Vhdx),
         Some(other) => Err(DiskError::Unsupported {
             what: format!("{}: {other}", path.display()),
@@ -77,10 +82,12 @@ pub fn open_image(
         Some(Format::Raw) => Arc::new(RawImage::open_whatever_it_holds(
             &**storage, path, read_only,
         )?),
+        Some(Format::Vhd) => open_vhd(storage, &mut chain, path, read_only)?,
         Some(Format::Vhdx) => open_vhdx(storage, &mut chain, path, read_only)?,
         None => match probe(&**storage, path)? {
             // Looked at again, now under the lock that stays.
             Format::Raw => Arc::new(RawImage::open(&**storage, path, read_only)?),
+            Format::Vhd => open_vhd(storage, &mut chain, path, read_only)?,
             Format::Vhdx => open_vhdx(storage, &mut chain, path, read_only)?,
         },
     };
@@ -101,6 +108,22 @@ fn open_vhdx(
         open_vhdx(storage, chain, &parent, true)
     };
     let image = VhdxImage::open_with(Arc::clone(storage), path, read_only, &mut find)?;
+    Ok(Arc::new(image))
+}
+
+/// As [`open_vhdx`].
+fn open_vhd(
+    storage: &Arc<dyn Storage>,
+    chain: &mut Chain<'_>,
+    path: &Path,
+    read_only: bool,
+) -> Result<Arc<dyn Image>, DiskError> {
+    chain.enter(path)?;
+    let mut find = |link: &ParentLink| {
+        let parent = chain.parent_of(path, link)?;
+        open_vhd(storage, chain, &parent, true)
+    };
+    let image = VhdImage::open_with(Arc::clone(storage), path, read_only, &mut find)?;
     Ok(Arc::new(image))
 }
 
@@ -133,11 +156,12 @@ pub(crate) fn lock(file: &dyn BlockFile, kind: LockKind, path: &Path) -> Result<
 }
 
 const VHDX: &str = "a VHDX image";
+const VHD: &str = "a VHD image";
 
 /// Bytes by which formats are known: offset from the start, bytes, name.
 const SIGNATURES: [(usize, &[u8], &str); 8] = [
     (0, b"vhdxfile", VHDX),
-    (0, b"conectix", "a VHD image"),
+    (0, b"conectix", VHD),
     (0, b"QFI\xfb", "a qcow image"),
     (0, b"QED\0", "a QED image"),
     (0, b"KDMV", "a VMDK image"),
@@ -167,7 +191,7 @@ pub(crate) fn foreign_format(
         file.read_at(&mut sector, length - LOOKED_AT_BYTES)
             .map_err(failed)?;
         if sector.starts_with(b"conectix") || sector[1..].starts_with(b"conectix") {
-            return Ok(Some("a VHD image"));
+            return Ok(Some(VHD));
         }
     }
     Ok(None)

@@ -260,6 +260,26 @@ impl Image for VhdImage {
         }
     }
 
+    /// The format has no id that changes with the content. Length and time must outlive a close, so the file is cut as
+    /// a close does.
+    fn content_identity(&self) -> Result<Identity, DiskError> {
+        let gate = self.alone();
+        let identity = match &*gate {
+            Gate::Open(core) => {
+                core.durable.poison.check()?;
+                if !core.read_only {
+                    core.shut()?;
+                }
+                core.identity()?
+            }
+            Gate::Closed(_, identity) => *identity,
+        };
+        Ok(Identity {
+            data_write_id: [0; 16],
+            ..identity
+        })
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         self.with(|core| {
             check_range(core, offset, layout::to_u64(buf.len()))?;

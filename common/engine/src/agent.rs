@@ -184,6 +184,7 @@ fn disk_format(format: ImageFormat) -> Format {
     match format {
         ImageFormat::Raw => Format::Raw,
         ImageFormat::VhdxDynamic | ImageFormat::VhdxFixed => Format::Vhdx,
+        ImageFormat::VhdDynamic | ImageFormat::VhdFixed => Format::Vhd,
     }
 }
 

@@ -161,6 +161,10 @@ pub enum ImageFormat {
     VhdxDynamic,
     /// VHDX with all blocks allocated.
     VhdxFixed,
+    /// VHD that grows.
+    VhdDynamic,
+    /// VHD with all bytes allocated.
+    VhdFixed,
 }
 
 /// Gives the right to serve the guest to the peer (planned failover).

@@ -17,6 +17,8 @@ impl From<ImageFormat> for v1::ImageFormat {
             ImageFormat::Raw => Self::Raw,
             ImageFormat::VhdxDynamic => Self::VhdxDynamic,
             ImageFormat::VhdxFixed => Self::VhdxFixed,
+            ImageFormat::VhdDynamic => Self::VhdDynamic,
+            ImageFormat::VhdFixed => Self::VhdFixed,
         }
     }
 }
@@ -26,6 +28,8 @@ fn image_format(value: i32) -> Result<ImageFormat, Invalid> {
         Ok(v1::ImageFormat::Raw) => Ok(ImageFormat::Raw),
         Ok(v1::ImageFormat::VhdxDynamic) => Ok(ImageFormat::VhdxDynamic),
         Ok(v1::ImageFormat::VhdxFixed) => Ok(ImageFormat::VhdxFixed),
+        Ok(v1::ImageFormat::VhdDynamic) => Ok(ImageFormat::VhdDynamic),
+        Ok(v1::ImageFormat::VhdFixed) => Ok(ImageFormat::VhdFixed),
         Ok(v1::ImageFormat::Unspecified) | Err(_) => Err(unknown_kind("format", value)),
     }
 }

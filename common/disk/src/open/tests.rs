@@ -1,7 +1,7 @@
 use super::*;
 use crate::ErrorKind;
 use crate::storage::fake::FakeStorage;
-use crate::vhdx;
+use crate::{vhd, vhdx};
 
 fn path() -> &'static Path {
     Path::new("/disk")
@@ -41,7 +41,9 @@ fn other_formats_are_not_raw() {
         assert_eq!(image.geometry().size_bytes, 8192);
         drop(image);
         match probe(&*storage, path()) {
-            Ok(format) => assert_eq!((format, bytes), (Format::Vhdx, &b"vhdxfile"[..])),
+            Ok(Format::Vhdx) => assert_eq!(bytes, b"vhdxfile"),
+            Ok(Format::Vhd) => assert_eq!(bytes, b"conectix"),
+            Ok(Format::Raw) => panic!("{bytes:?} at {offset} is raw"),
             Err(e) => assert_eq!(e.kind(), ErrorKind::Unsupported),
         }
     }
@@ -126,4 +128,51 @@ fn a_vhdx_is_found_and_opened() {
     }
     let refused = RawImage::open(&*storage, path(), true).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn a_vhd_is_found_by_its_footer_and_its_chain_opened() {
+    let storage: Arc<dyn Storage> = Arc::new(FakeStorage::new());
+    for kind in [vhd::Kind::Fixed, vhd::Kind::Dynamic] {
+        let options = vhd::CreateOptions {
+            size_bytes: 4 << 20,
+            block_bytes: 512 << 10,
+            kind,
+            disk_id: None,
+        };
+        let file = path().with_extension(format!("{kind:?}"));
+        let made = VhdImage::create(Arc::clone(&storage), &file, &options).unwrap();
+        made.write_at(&[7; 512], 0, false).unwrap();
+        made.close().unwrap();
+        drop(made);
+        assert_eq!(probe(&*storage, &file).unwrap(), Format::Vhd);
+        let image = open_image(&storage, &file, OpenOptions::default()).unwrap();
+        assert_eq!(image.geometry().size_bytes, 4 << 20);
+        let raw = RawImage::open(&*storage, &file, true).err().unwrap();
+        assert_eq!(raw.kind(), ErrorKind::Locked);
+        image.close().unwrap();
+    }
+    let base = path().with_extension("Dynamic");
+    let parent = VhdImage::open(Arc::clone(&storage), &base, true).unwrap();
+    let over = vhd::ChildOptions {
+        parent_path: base.clone(),
+        block_bytes: 2 << 20,
+    };
+    let child = VhdImage::create_child(Arc::clone(&storage), path(), &Arc::new(parent), &over);
+    child.unwrap().close().unwrap();
+    let refused = open_image(&storage, path(), OpenOptions::default());
+    refused.err().unwrap();
+    for parents in [
+        Parents::Given(vec![base.clone()]),
+        Parents::Inside("/".into()),
+    ] {
+        let options = OpenOptions {
+            parents,
+            ..OpenOptions::default()
+        };
+        let image = open_image(&storage, path(), options).unwrap();
+        let mut buf = [0; 512];
+        image.read_at(&mut buf, 0).unwrap();
+        assert_eq!(buf, [7; 512]);
+    }
 }

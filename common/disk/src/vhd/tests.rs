@@ -505,6 +505,31 @@ fn requests_outside_the_disk_or_off_its_sectors_change_nothing() {
 }
 
 #[test]
+fn the_identity_of_the_content_outlives_a_close_and_notices_a_change() {
+    for kind in [Kind::Dynamic, Kind::Fixed] {
+        let storage = FakeStorage::new();
+        let wanted = CreateOptions {
+            kind,
+            ..options(8 * MIB, 512)
+        };
+        let image = create(&storage, &wanted);
+        image.write_at(&[1; 4096], 0, false).unwrap();
+        let then = image.content_identity().unwrap();
+        assert!(!storage.has_unsynced(path()));
+        image.close().unwrap();
+        assert_eq!(image.content_identity().unwrap(), then);
+        let image = open(&storage, false).unwrap();
+        assert_eq!(image.content_identity().unwrap(), then);
+        image.write_at(&[2; 512], 0, false).unwrap();
+        assert_ne!(image.content_identity().unwrap(), then);
+        // And there is room for new blocks again.
+        image.write_at(&[3; 4096], 4 * MIB, true).unwrap();
+        let after = open(&storage.crash(0), true).unwrap();
+        assert_eq!(read(&after, 4 * MIB, 4096), [3; 4096]);
+    }
+}
+
+#[test]
 fn opening_and_closing_changes_nothing() {
     let storage = FakeStorage::new();
     let image = create(&storage, &options(8 * MIB, 512));

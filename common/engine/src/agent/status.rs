@@ -213,5 +213,7 @@ pub fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::Raw => "raw",
         ImageFormat::VhdxDynamic => "vhdx-dynamic",
         ImageFormat::VhdxFixed => "vhdx-fixed",
+        ImageFormat::VhdDynamic => "vhd-dynamic",
+        ImageFormat::VhdFixed => "vhd-fixed",
     }
 }

@@ -28,7 +28,7 @@ pub enum Existing {
     WriteOver,
 }
 
-/// Where the image of a disk goes: the offered path, or `REPLICA_DIR/GROUP/DISK.{vhdx,raw}`.
+/// Where the image of a disk goes: the offered path, or `REPLICA_DIR/GROUP/DISK.{vhdx,vhd,raw}`.
 ///
 /// # Errors
 /// `BadPath` unless an offered path is absolute and without `..`.
@@ -43,6 +43,7 @@ pub fn image_path(
         let extension = match format {
             ImageFormat::Raw => "raw",
             ImageFormat::VhdxDynamic | ImageFormat::VhdxFixed => "vhdx",
+            ImageFormat::VhdDynamic | ImageFormat::VhdFixed => "vhd",
         };
         return Ok(site
             .replica_dir

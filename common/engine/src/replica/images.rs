@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
+use sitepair_disk::vhd::{self, VhdImage};
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
 use sitepair_disk::{DiskError, Image};
 use sitepair_model::peer::ImageFormat;
@@ -13,6 +14,8 @@ use crate::catalog::DiskRow;
 
 /// Block size of new VHDX images where the source's image has none: the format's own default.
 const VHDX_BLOCK_BYTES: u32 = 32 << 20;
+/// The same for VHD images.
+const VHD_BLOCK_BYTES: u32 = 2 << 20;
 
 /// Creates an image that reads as zeros; there must be no file of its name.
 pub(super) fn create(
@@ -23,6 +26,8 @@ pub(super) fn create(
         ImageFormat::Raw => RawImage::create(&**storage, &row.path, row.size_bytes).map(shared),
         ImageFormat::VhdxDynamic => create_vhdx(storage, row, Kind::Dynamic),
         ImageFormat::VhdxFixed => create_vhdx(storage, row, Kind::Fixed),
+        ImageFormat::VhdDynamic => create_vhd(storage, row, vhd::Kind::Dynamic),
+        ImageFormat::VhdFixed => create_vhd(storage, row, vhd::Kind::Fixed),
     };
     created.map_err(|e| ReplicaError::disk(format!("create image {}", row.path.display()), e))
 }
@@ -44,6 +49,23 @@ fn create_vhdx(
         disk_id: None,
     };
     VhdxImage::create(Arc::clone(storage), &row.path, &options).map(shared)
+}
+
+fn create_vhd(
+    storage: &Arc<dyn Storage>,
+    row: &DiskRow,
+    kind: vhd::Kind,
+) -> Result<Arc<dyn Image>, DiskError> {
+    let options = vhd::CreateOptions {
+        size_bytes: row.size_bytes,
+        block_bytes: match row.format_block_bytes {
+            0 => VHD_BLOCK_BYTES,
+            bytes => bytes,
+        },
+        kind,
+        disk_id: None,
+    };
+    VhdImage::create(Arc::clone(storage), &row.path, &options).map(shared)
 }
 
 /// Opens a disk's image for writing, and checks its size.
@@ -71,6 +93,9 @@ fn open_as(
         }
         ImageFormat::VhdxDynamic | ImageFormat::VhdxFixed => {
             VhdxImage::open(Arc::clone(storage), &row.path, read_only).map(shared)
+        }
+        ImageFormat::VhdDynamic | ImageFormat::VhdFixed => {
+            VhdImage::open(Arc::clone(storage), &row.path, read_only).map(shared)
         }
     };
     let image =

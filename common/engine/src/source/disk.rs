@@ -233,6 +233,10 @@ impl Image for TrackedImage {
         self.disk.image.identity()
     }
 
+    fn content_identity(&self) -> Result<Identity, DiskError> {
+        self.disk.image.content_identity()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         self.traffic.gate.check()?;
         self.disk.image.read_at(buf, offset)

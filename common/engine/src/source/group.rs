@@ -551,7 +551,7 @@ impl Shared {
         // Flushed before its identity is taken, and before zones are cold.
         self.flush_all()?;
         for disk in &self.disks {
-            let stop = || disk.map.stop(disk.image.identity()?, acknowledged);
+            let stop = || disk.map.stop(disk.image.content_identity()?, acknowledged);
             stop().map_err(on_disk(&disk.name))?;
         }
         Ok(())

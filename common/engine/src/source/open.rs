@@ -227,7 +227,7 @@ impl MapBegin<'_> {
             group: self.options.group,
             generation: self.options.generation,
             size_bytes: self.size_bytes,
-            identity: self.source.image.identity().map_err(on_disk(name))?,
+            identity: (self.source.image.content_identity()).map_err(on_disk(name))?,
         };
         let loaded = match load(&*self.options.storage, &self.path(), &expected) {
             Ok(loaded) => loaded,

@@ -9,6 +9,7 @@ use sitepair_disk::open::Format;
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::fake::FakeStorage;
+use sitepair_disk::vhd::{self, VhdImage};
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
 use sitepair_engine::agent::config::ReplicationConfig;
 use sitepair_engine::agent::status::{CertificateStatus, GroupStatus};
@@ -146,6 +147,16 @@ impl Pair {
             let path = disk_path(disk);
             let image: Box<dyn Image> = match self.format {
                 Format::Raw => Box::new(RawImage::create(&*storage, &path, size_bytes).unwrap()),
+                Format::Vhd => {
+                    let options = vhd::CreateOptions {
+                        size_bytes,
+                        block_bytes: 512 << 10,
+                        kind: vhd::Kind::Dynamic,
+                        disk_id: None,
+                    };
+                    let image = VhdImage::create(Arc::clone(&storage), &path, &options);
+                    Box::new(image.unwrap())
+                }
                 Format::Vhdx => {
                     let options = CreateOptions {
                         size_bytes,

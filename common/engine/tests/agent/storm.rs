@@ -36,10 +36,10 @@ impl Storm {
     async fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let source = random.index(2);
-        let format = if seed % 3 == 2 {
-            Format::Vhdx
-        } else {
-            Format::Raw
+        let format = match seed % 6 {
+            2 | 5 => Format::Vhdx,
+            3 => Format::Vhd,
+            _ => Format::Raw,
         };
         let mut pair = Pair::with_disks(seed, SIZES, format);
         if seed.is_multiple_of(2) {

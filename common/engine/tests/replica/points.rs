@@ -29,10 +29,11 @@ async fn seeded(world: &World, source: &mut Source) -> ReplicaGroup {
 async fn every_kept_point_equals_the_source_at_its_cut() {
     for seed in 1..=12 {
         let mut world = World::new();
-        world.format = if seed % 6 == 0 {
-            ImageFormat::VhdxDynamic
-        } else {
-            ImageFormat::Raw
+        world.format = match seed % 6 {
+            0 => ImageFormat::VhdxDynamic,
+            2 => ImageFormat::VhdDynamic,
+            4 => ImageFormat::VhdFixed,
+            _ => ImageFormat::Raw,
         };
         world.keep_points = 5;
         let mut source = Source::new(seed);

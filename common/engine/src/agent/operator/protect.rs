@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sitepair_disk::open::{Format, OpenOptions, open_image, probe};
 use sitepair_disk::parent::Parents;
+use sitepair_disk::vhd::{self, VhdImage};
 use sitepair_disk::vhdx::{Kind, VhdxImage};
 use sitepair_disk::{DiskError, Image};
 use sitepair_model::cause::chain;
@@ -308,6 +309,22 @@ fn open_to_protect(
             };
             let image = open_image(&context.storage, &disk.path, options)?;
             Ok((image, ImageFormat::Raw))
+        }
+        Format::Vhd => {
+            let refused = || DiskError::Unsupported {
+                what: format!(
+                    "protecting {}, a differencing disk (merge it into its parent first)",
+                    disk.path.display()
+                ),
+            };
+            let storage = Arc::clone(&context.storage);
+            let image = VhdImage::open_with(storage, &disk.path, false, &mut |_| Err(refused()))?;
+            let format = match image.kind() {
+                vhd::Kind::Dynamic => ImageFormat::VhdDynamic,
+                vhd::Kind::Fixed => ImageFormat::VhdFixed,
+                vhd::Kind::Differencing => return Err(refused()),
+            };
+            Ok((Arc::new(image), format))
         }
         Format::Vhdx => {
             let image = VhdxImage::open(Arc::clone(&context.storage), &disk.path, false)?;

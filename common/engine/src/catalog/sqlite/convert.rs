@@ -40,6 +40,8 @@ pub(super) fn format_code(format: ImageFormat) -> i64 {
         ImageFormat::Raw => 1,
         ImageFormat::VhdxDynamic => 2,
         ImageFormat::VhdxFixed => 3,
+        ImageFormat::VhdDynamic => 4,
+        ImageFormat::VhdFixed => 5,
     }
 }
 
@@ -48,6 +50,8 @@ pub(super) fn format(row: &Row<'_>, column: usize) -> rusqlite::Result<ImageForm
         1_i64 => Ok(ImageFormat::Raw),
         2 => Ok(ImageFormat::VhdxDynamic),
         3 => Ok(ImageFormat::VhdxFixed),
+        4 => Ok(ImageFormat::VhdDynamic),
+        5 => Ok(ImageFormat::VhdFixed),
         other => Err(rusqlite::Error::IntegralValueOutOfRange(column, other)),
     }
 }

@@ -29,9 +29,10 @@ pub(super) fn format(text: &str) -> Result<Option<Format>, Status> {
     match text {
         "" => Ok(None),
         "raw" => Ok(Some(Format::Raw)),
+        "vhd" => Ok(Some(Format::Vhd)),
         "vhdx" => Ok(Some(Format::Vhdx)),
         _ => Err(Status::invalid_argument(format!(
-            "format {text:?} is not known: use raw or vhdx"
+            "format {text:?} is not known: use raw, vhd or vhdx"
         ))),
     }
 }
