@@ -5,9 +5,11 @@
 //!
 //! Does not do: networks, async, replication. Every call blocks; callers bring threads.
 
+pub mod create;
 pub mod error;
 pub mod hrl;
 pub mod image;
+pub mod info;
 pub mod open;
 pub mod parent;
 pub mod raw;

@@ -27,6 +27,7 @@ mod core;
 mod create;
 mod durable;
 mod entry;
+mod facts;
 mod journal;
 mod layout;
 mod locator;
@@ -41,6 +42,8 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+pub use self::facts::Facts;
 
 use self::core::{Core, Run};
 use crate::error::DiskError;

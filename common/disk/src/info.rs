@@ -1,0 +1,105 @@
+//! What a disk file is, for people: everything that can be told without reading the disk's content.
+//!
+//! Receives a path and, where it is known, the format. Gives out [`Info`]. The file is opened for reading only and
+//! closed again; a log left behind by a crash is applied in memory.
+//!
+//! Does not do: checking the content (an image that opens may still have damaged data).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::create::Kind;
+use crate::error::DiskError;
+use crate::image::{Geometry, Identity, Image};
+use crate::open::{self, Format};
+use crate::raw::RawImage;
+use crate::storage::Storage;
+use crate::vhdx::VhdxImage;
+
+/// What a disk file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// The file's format.
+    pub format: Format,
+    /// How it takes space; `None` where the format leaves that to the host's file system (raw).
+    pub kind: Option<Kind>,
+    /// Sizes, as every image tells them.
+    pub geometry: Geometry,
+    /// Length of the file in bytes.
+    pub file_bytes: u64,
+    /// The disk's own id, where the format has one.
+    pub disk_id: Option<Uuid>,
+    /// Changes whenever somebody writes to the disk, where the format has one.
+    pub data_write_id: Option<Uuid>,
+    /// Who made the file, where it says so. Free text of whoever that was.
+    pub creator: Option<String>,
+    /// The file's log, where the format has one.
+    pub log: Option<Log>,
+}
+
+/// The log that a format keeps in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// Its room in bytes.
+    pub bytes: u64,
+    /// Whether it may hold changes that are not in their places: whoever wrote to the file stopped
+    /// without closing it. Reading applies them in memory, the next writer applies them in the file.
+    pub dirty: bool,
+}
+
+/// Tells what the file at `path` is. `format` `None` probes, as [`open::open_image`] does.
+///
+/// # Errors
+/// Those of [`open::open_image`] for reading.
+pub fn inspect(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    format: Option<Format>,
+) -> Result<Info, DiskError> {
+    let probed = match format {
+        Some(format) => format,
+        None => open::probe(&**storage, path)?,
+    };
+    match probed {
+        Format::Raw => {
+            let image = match format {
+                // Looked at again, now under the lock that stays.
+                None => RawImage::open(&**storage, path, true)?,
+                Some(_) => RawImage::open_whatever_it_holds(&**storage, path, true)?,
+            };
+            Ok(plain(Format::Raw, image.geometry(), image.identity()?))
+        }
+        Format::Vhdx => vhdx(&VhdxImage::open(Arc::clone(storage), path, true)?),
+    }
+}
+
+/// What images of all formats tell.
+fn plain(format: Format, geometry: Geometry, identity: Identity) -> Info {
+    Info {
+        format,
+        kind: None,
+        geometry,
+        file_bytes: identity.file_bytes,
+        disk_id: None,
+        data_write_id: None,
+        creator: None,
+        log: None,
+    }
+}
+
+fn vhdx(image: &VhdxImage) -> Result<Info, DiskError> {
+    let facts = image.facts()?;
+    Ok(Info {
+        kind: Some(facts.kind.into()),
+        disk_id: Some(Uuid::from_bytes_le(facts.disk_id)),
+        data_write_id: Some(Uuid::from_bytes_le(facts.data_write_id)),
+        creator: Some(facts.creator),
+        log: Some(Log {
+            bytes: facts.log_bytes,
+            dirty: facts.log_in_use,
+        }),
+        ..plain(Format::Vhdx, image.geometry(), image.identity()?)
+    })
+}
