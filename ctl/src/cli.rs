@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::disk::DiskCommand;
+
 /// Operates a pair of sitepair agents: protects virtual machines, watches replication, fails over.
 #[derive(Debug, Parser)]
 #[command(name = "sitepair", version, max_term_width = 100, after_help = EXIT_CODES)]
@@ -89,6 +91,9 @@ pub(crate) enum Command {
     /// Look into change logs
     #[command(subcommand)]
     Hrl(HrlCommand),
+    /// Look at, make, convert and compare image files; needs no agent
+    #[command(subcommand)]
+    Disk(DiskCommand),
     /// Print the completion script of a shell
     Completions {
         /// The shell

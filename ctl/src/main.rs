@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod config;
 mod connect;
+mod disk;
 mod error;
 mod fleet;
 mod hrl;
@@ -69,23 +70,24 @@ fn report(failure: &Failure, output: Output) {
 async fn run(cli: Cli) -> Result<(), Failure> {
     let output = cli.output;
     // What needs no agent.
-    match &cli.command {
-        Command::Init(args) => return print(output, &init::init(args)?, table::done),
-        Command::Hrl(HrlCommand::Inspect { file }) => return hrl::inspect(file, output),
+    let command = match cli.command {
+        Command::Init(args) => return print(output, &init::init(&args)?, table::done),
+        Command::Hrl(HrlCommand::Inspect { file }) => return hrl::inspect(&file, output),
+        Command::Disk(command) => return disk::run(command, output),
         Command::Completions { shell } => {
             clap_complete::generate(
-                *shell,
+                shell,
                 &mut Cli::command(),
                 "sitepair",
                 &mut std::io::stdout(),
             );
             return Ok(());
         }
-        _ => {}
-    }
+        asks => asks,
+    };
     let fleet = Fleet::new(Config::load(cli.config.as_deref())?, cli.site);
     let bar = output == Output::Table && std::io::stderr().is_terminal();
-    let done = match cli.command {
+    let done = match command {
         Command::Status(args) => return status(&fleet, args, output).await,
         Command::Points(args) => {
             return print(
@@ -104,7 +106,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::ForceOpen(args) => commands::force_open(&fleet, args).await?,
         Command::Export(args) => commands::export(&fleet, args).await?,
         Command::Unexport(args) => commands::unexport(&fleet, args).await?,
-        Command::Init(_) | Command::Hrl(_) | Command::Completions { .. } => Done::new(false, ""),
+        Command::Init(_) | Command::Hrl(_) | Command::Disk(_) | Command::Completions { .. } => {
+            Done::new(false, "")
+        }
     };
     print(output, &done, table::done)
 }
