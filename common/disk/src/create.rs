@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::DiskError;
-use crate::image::{Image, ZeroMode};
+use crate::image::{Geometry, Image, ZeroMode};
 use crate::open::Format;
 use crate::raw::RawImage;
 use crate::storage::Storage;
@@ -74,6 +74,21 @@ pub struct NewImage {
 }
 
 impl NewImage {
+    /// One that can hold what an image of this geometry holds: of its size, and where the format tells them, of its
+    /// sectors.
+    #[must_use]
+    pub fn like(geometry: &Geometry, format: Format, kind: Kind) -> Self {
+        let tells = format != Format::Raw;
+        Self {
+            format,
+            kind,
+            size_bytes: geometry.size_bytes,
+            block_bytes: None,
+            sector_bytes: tells.then_some(geometry.logical_sector_bytes),
+            physical_sector_bytes: tells.then_some(geometry.physical_sector_bytes),
+        }
+    }
+
     /// Tells whether the format can hold it.
     ///
     /// # Errors

@@ -1,10 +1,14 @@
 //! Virtual-disk files behind one trait.
 //!
 //! Owns: the [`Image`] trait; raw, VHD and VHDX images, and chains of them; `.hrl` change logs; the [`storage`] traits
-//! under them, which tests make faulty.
+//! under them, which tests make faulty; and what is done with whole files: [`create`], [`info`], [`convert`], [`compare`],
+//! [`resize`].
 //!
 //! Does not do: networks, async, replication. Every call blocks; callers bring threads.
 
+pub mod compare;
+pub mod convert;
+pub mod copy;
 pub mod create;
 pub mod error;
 pub mod hrl;
@@ -13,9 +17,12 @@ pub mod info;
 pub mod open;
 pub mod parent;
 pub mod raw;
+pub mod resize;
 pub mod storage;
 pub mod vhd;
 pub mod vhdx;
+mod walk;
 
 pub use error::{DiskError, ErrorKind};
 pub use image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
+pub use walk::Progress;

@@ -152,6 +152,12 @@ pub trait Storage: Send + Sync {
     /// The operating system's.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// As `rename`, unless something is at `to`.
+    ///
+    /// # Errors
+    /// `AlreadyExists` then; the operating system's.
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Removes a file. Durable after `sync_dir`.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{BlockFile, FileExtent, FileId, LockKind, OpenMode, Storage};
@@ -56,6 +56,20 @@ impl Storage for HostStorage {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            // A file system that cannot tell (NFS): somebody who makes the file this very moment loses it.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                if self.exists(to)? {
+                    return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+                }
+                self.rename(from, to)
+            }
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -239,6 +239,25 @@ fn names_change() {
 }
 
 #[test]
+fn a_new_name_replaces_nothing() {
+    on_both(|storage, dir| {
+        let names = ["a", "b", "c"].map(|name| dir.join(name));
+        for (name, byte) in names.iter().zip(*b"ab") {
+            let file = storage.open(name, OpenMode::CreateNew).unwrap();
+            file.write_at(&[byte], 0).unwrap();
+        }
+        let taken = storage.rename_new(&names[0], &names[1]);
+        assert_eq!(kind_of(taken), io::ErrorKind::AlreadyExists);
+        storage.rename_new(&names[0], &names[2]).unwrap();
+        assert!(!storage.exists(&names[0]).unwrap());
+        let moved = storage.open(&names[2], OpenMode::Read).unwrap();
+        assert_eq!(read(&*moved, 0, 1), b"a");
+        let kept = storage.open(&names[1], OpenMode::Read).unwrap();
+        assert_eq!(read(&*kept, 0, 1), b"b");
+    });
+}
+
+#[test]
 fn replace_leaves_the_new_content_only() {
     on_both(|storage, dir| {
         let path = dir.join("record");
