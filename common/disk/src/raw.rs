@@ -46,7 +46,8 @@ pub struct RawImage {
 }
 
 impl RawImage {
-    /// Creates an image that reads as zeros and has no space. It is durable on return, its name too.
+    /// Creates an image that reads as zeros and has no space. It is durable on return, its name too; a failure leaves
+    /// nothing.
     ///
     /// # Errors
     /// [`DiskError::Invalid`] for a size of 0 or not in sectors of 512 bytes; the storage's, `AlreadyExists` among them.
@@ -58,10 +59,18 @@ impl RawImage {
             .map_err(|e| DiskError::io(format!("create {name}"), e))?;
         open::lock(&*file, LockKind::Exclusive, path)?;
         // The length before the name: a name that survives a power loss has an image behind it.
-        file.set_length(size_bytes)
+        let made = file
+            .set_length(size_bytes)
             .and_then(|()| file.sync())
-            .and_then(|()| storage.sync_dir(path.parent().unwrap_or(Path::new("."))))
-            .map_err(|e| DiskError::io(format!("create {name} of {size_bytes} bytes"), e))?;
+            .and_then(|()| storage.sync_dir(path.parent().unwrap_or(Path::new("."))));
+        if let Err(error) = made {
+            // The caller wants to know why it failed, not that something was left behind.
+            if let Err(left) = storage.remove(path) {
+                tracing::warn!(file = name, error = %left, "half-made file left behind");
+            }
+            let action = format!("create {name} of {size_bytes} bytes");
+            return Err(DiskError::io(action, error));
+        }
         Ok(Self::of(file, name, size_bytes, false))
     }
 
