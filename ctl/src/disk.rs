@@ -3,17 +3,23 @@
 //! Owns: the commands' arguments and what they print, one module each. The work is `sitepair_disk`'s, on a thread of
 //! its own, so that Ctrl-C is heard.
 
+mod compare;
+mod convert;
+mod create;
 mod info;
+mod map;
+mod resize;
 mod size;
+mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Subcommand, ValueEnum};
-use sitepair_disk::open::Format;
+use sitepair_disk::open::{Format, OpenOptions, open_image};
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
-use sitepair_disk::{DiskError, ErrorKind};
+use sitepair_disk::{DiskError, ErrorKind, Image};
 
 use crate::cli::Output;
 use crate::error::Failure;
@@ -22,6 +28,16 @@ use crate::error::Failure;
 pub(crate) enum DiskCommand {
     /// Tell what an image file is: format, sizes, ids, state of its log
     Info(info::InfoArgs),
+    /// Make a new image that reads as zeros
+    Create(create::CreateArgs),
+    /// Copy an image into a new file, of another format or kind; zeros take no space
+    Convert(convert::ConvertArgs),
+    /// List where an image has data, zeros and holes
+    Map(map::MapArgs),
+    /// Make the disk in an image larger
+    Resize(resize::ResizeArgs),
+    /// Tell whether two images hold the same, whatever their formats
+    Compare(compare::CompareArgs),
 }
 
 /// A format that the operator names.
@@ -40,15 +56,43 @@ impl From<FormatArg> for Format {
     }
 }
 
-pub(crate) fn run(command: DiskCommand, output: Output) -> Result<(), Failure> {
+pub(crate) async fn run(command: DiskCommand, output: Output) -> Result<(), Failure> {
     match command {
         DiskCommand::Info(args) => info::run(&args, output),
+        DiskCommand::Create(args) => create::run(&args, output),
+        DiskCommand::Convert(args) => convert::run(args, output).await,
+        DiskCommand::Map(args) => map::run(&args, output),
+        DiskCommand::Resize(args) => resize::run(&args, output),
+        DiskCommand::Compare(args) => compare::run(args, output).await,
     }
 }
 
 /// Where the images are.
 fn host() -> Arc<dyn Storage> {
     Arc::new(HostStorage::new())
+}
+
+/// Opens an image for reading.
+fn open(file: &Path, format: Option<FormatArg>) -> Result<Arc<dyn Image>, Failure> {
+    let options = OpenOptions {
+        format: format.map(Into::into),
+        read_only: true,
+    };
+    open_image(&host(), file, options).map_err(|e| failed(file, e))
+}
+
+/// Refuses to change a file that an agent keeps a change map of, running or not.
+fn refuse_protected(file: &Path) -> Result<(), Failure> {
+    let mut map = file.as_os_str().to_owned();
+    map.push(".map");
+    if !Path::new(&map).exists() {
+        return Ok(());
+    }
+    Err(Failure::Refused(format!(
+        "{} is a disk of a protected group: its change map is beside it, and the other site would not learn of the \
+         change; end the protection first (`sitepair unprotect`), and protect it again afterwards",
+        file.display()
+    )))
 }
 
 /// A failure on `file`, with what to do where we know.

@@ -16,15 +16,19 @@ pub(crate) enum Failure {
     NotFound(String),
     /// No agent could be asked.
     Unreachable(String),
+    /// Two things that were compared are different; where was printed.
+    Different,
+    /// A question whose answer can be a failure was not answered.
+    Unanswered(anyhow::Error),
 }
 
 impl Failure {
     /// The exit code, as `sitepair --help` lists them.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Self::Failed(_) => 1,
+            Self::Failed(_) | Self::Different => 1,
             Self::Usage(_) => 2,
-            Self::Refused(_) | Self::NotFound(_) => 3,
+            Self::Refused(_) | Self::NotFound(_) | Self::Unanswered(_) => 3,
             Self::Unreachable(_) => 4,
         }
     }
@@ -38,12 +42,21 @@ impl Failure {
             other => anyhow::anyhow!("{other}"),
         }
     }
+
+    /// The same, told apart from [`Failure::Different`] by its code.
+    pub(crate) fn into_unanswered(self) -> Self {
+        match self {
+            Self::Failed(error) => Self::Unanswered(error),
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed(e) => write!(f, "{e:#}"),
+            Self::Failed(e) | Self::Unanswered(e) => write!(f, "{e:#}"),
+            Self::Different => f.write_str("they are different"),
             Self::Usage(text) | Self::NotFound(text) => f.write_str(text),
             Self::Refused(text) => write!(f, "refused: {text}"),
             Self::Unreachable(text) => write!(f, "not reachable: {text}"),

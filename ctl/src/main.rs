@@ -52,6 +52,8 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "failures go to standard error")]
 fn report(failure: &Failure, output: Output) {
     match output {
+        // The answer was printed.
+        _ if matches!(failure, Failure::Different) => {}
         Output::Table => eprintln!("sitepair: {failure}"),
         Output::Json => {
             let failed = Failed {
@@ -73,7 +75,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let command = match cli.command {
         Command::Init(args) => return print(output, &init::init(&args)?, table::done),
         Command::Hrl(HrlCommand::Inspect { file }) => return hrl::inspect(&file, output),
-        Command::Disk(command) => return disk::run(command, output),
+        Command::Disk(command) => return disk::run(command, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(
                 shell,

@@ -16,11 +16,7 @@ pub(crate) async fn follow_job(
     job_id: String,
     bar: bool,
 ) -> Result<proto::JobProgress, Failure> {
-    let bar = if bar {
-        steps_bar()
-    } else {
-        ProgressBar::hidden()
-    };
+    let bar = if bar { steps_bar() } else { hidden_bar() };
     let mut stream = client
         .watch_job(proto::WatchJobRequest {
             job_id: job_id.clone(),
@@ -59,11 +55,7 @@ pub(crate) async fn follow_seed(
     group: &str,
     bar: bool,
 ) -> Result<u64, Failure> {
-    let bar = if bar {
-        steps_bar()
-    } else {
-        ProgressBar::hidden()
-    };
+    let bar = if bar { steps_bar() } else { hidden_bar() };
     let mut good = Instant::now();
     loop {
         let trouble = match fleet.ask(site, group).await.result {
@@ -105,7 +97,13 @@ fn show_seed(bar: &ProgressBar, group: &proto::GroupStatus) {
     bar.set_message(group.activity.clone());
 }
 
-fn steps_bar() -> ProgressBar {
+/// A bar that nobody sees.
+pub(crate) fn hidden_bar() -> ProgressBar {
+    ProgressBar::hidden()
+}
+
+/// A bar that tells the step, how much is done, how fast, and when it will end.
+pub(crate) fn steps_bar() -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{msg} [{wide_bar}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}",
     )

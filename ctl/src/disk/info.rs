@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use sitepair_disk::info::{self, Info};
+use sitepair_disk::open::Format;
 
 use super::{FormatArg, Path, PathBuf, failed, host, size};
 use crate::cli::Output;
@@ -47,13 +48,16 @@ struct Log {
 }
 
 pub(super) fn run(args: &InfoArgs, output: Output) -> Result<(), Failure> {
-    let file = &args.file;
-    let info =
-        info::inspect(&host(), file, args.format.map(Into::into)).map_err(|e| failed(file, e))?;
-    let facts =
-        std::fs::metadata(file).with_context(|| format!("read the facts of {}", file.display()))?;
+    show(&args.file, args.format.map(Into::into), output)
+}
+
+/// Prints what `file` is.
+pub(super) fn show(file: &Path, format: Option<Format>, output: Output) -> Result<(), Failure> {
     /// Unit of `st_blocks`, whatever the file system's own is.
     const STAT_BLOCK: u64 = 512;
+    let info = info::inspect(&host(), file, format).map_err(|e| failed(file, e))?;
+    let facts =
+        std::fs::metadata(file).with_context(|| format!("read the facts of {}", file.display()))?;
     let view = View::new(file, info, facts.blocks() * STAT_BLOCK);
     crate::print(output, &view, View::table)
 }

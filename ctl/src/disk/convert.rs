@@ -1,0 +1,156 @@
+//! `sitepair disk convert`: a copy of an image in a file of its own.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Instant;
+
+use clap::Args;
+use indicatif::BinaryBytes;
+use serde::Serialize;
+use sitepair_disk::convert::{self, ConvertError, Existing};
+use sitepair_disk::copy::{Copied, CopyError};
+use sitepair_disk::create::NewImage;
+
+use super::create::NewArgs;
+use super::{FormatArg, Path, PathBuf, failed, host, open, refuse_protected, work};
+use crate::cli::Output;
+use crate::error::Failure;
+use crate::view::SCHEMA;
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The image to copy; nobody may have it open for writing
+    pub(crate) source: PathBuf,
+    /// The copy
+    pub(crate) target: PathBuf,
+    /// Format of the source; told from its content if it is not given
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<FormatArg>,
+    #[command(flatten)]
+    pub(crate) new: NewArgs,
+    /// Replace the target if it exists; it stays as it is until the copy is whole
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// What is printed with `-o json`.
+#[derive(Debug, Serialize)]
+struct View {
+    schema: u32,
+    source: String,
+    target: String,
+    format: String,
+    kind: String,
+    size_bytes: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+    elapsed_ms: u64,
+}
+
+pub(super) async fn run(args: ConvertArgs, output: Output) -> Result<(), Failure> {
+    let format = args.new.format(&args.target)?;
+    let from = open(&args.source, args.from)?;
+    let geometry = from.geometry();
+    let new = NewImage {
+        block_bytes: args.new.block_bytes()?,
+        ..NewImage::like(&geometry, format, args.new.kind.into())
+    };
+    new.check().map_err(|e| Failure::Refused(e.to_string()))?;
+    let target = place(&args)?;
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Keep
+    };
+    let began = Instant::now();
+    let (to, wanted) = (target.clone(), new.clone());
+    let done = work::run("convert", geometry.size_bytes, output, move |progress| {
+        convert::convert(&host(), &*from, &to, &wanted, existing, progress)
+    });
+    let copied = done.await?.map_err(|e| explain(&args.source, &target, e))?;
+    let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let view = View::new(&args, &new, copied, elapsed_ms);
+    crate::print(output, &view, View::sentence)
+}
+
+/// Where the copy goes. A link is followed: the file that it names is replaced, not the link.
+fn place(args: &ConvertArgs) -> Result<PathBuf, Failure> {
+    let target = &args.target;
+    let name = target.display();
+    let facts = match fs::metadata(target) {
+        Ok(facts) => facts,
+        Err(_) if target.symlink_metadata().is_ok() => {
+            return Err(Failure::Refused(format!(
+                "{name} is a link that leads nowhere"
+            )));
+        }
+        // Whatever is wrong with the place shows when the copy is made there.
+        Err(_) => return Ok(target.clone()),
+    };
+    if !facts.is_file() {
+        return Err(Failure::Refused(format!(
+            "{name} is not a file; a copy is only made in a file of its own"
+        )));
+    }
+    let source = fs::metadata(&args.source)?;
+    if (source.dev(), source.ino()) == (facts.dev(), facts.ino()) {
+        return Err(Failure::Refused(format!(
+            "{name} is the source itself; name another target"
+        )));
+    }
+    if !args.force {
+        return Err(Failure::Refused(format!(
+            "{name} is there already; name another target, or replace it with --force"
+        )));
+    }
+    refuse_protected(target)?;
+    Ok(target.canonicalize()?)
+}
+
+fn explain(source: &Path, target: &Path, error: ConvertError) -> Failure {
+    match error {
+        ConvertError::Exists { path } => Failure::Refused(format!(
+            "{} appeared meanwhile, and was left alone",
+            path.display()
+        )),
+        ConvertError::Copy(CopyError::Stopped) => {
+            Failure::Failed(anyhow::anyhow!("stopped; nothing was left behind"))
+        }
+        ConvertError::Copy(CopyError::Read(error)) => failed(source, error),
+        ConvertError::Copy(CopyError::Write(error))
+        | ConvertError::Replace { source: error, .. }
+        | ConvertError::Make { source: error, .. } => failed(target, error),
+        other @ (ConvertError::Copy(CopyError::Sizes { .. }) | ConvertError::Finish { .. }) => {
+            Failure::Failed(other.into())
+        }
+    }
+}
+
+impl View {
+    fn new(args: &ConvertArgs, new: &NewImage, copied: Copied, elapsed_ms: u64) -> Self {
+        Self {
+            schema: SCHEMA,
+            source: args.source.display().to_string(),
+            target: args.target.display().to_string(),
+            format: new.format.to_string(),
+            kind: new.kind.to_string(),
+            size_bytes: new.size_bytes,
+            read_bytes: copied.read_bytes,
+            written_bytes: copied.written_bytes,
+            elapsed_ms,
+        }
+    }
+
+    fn sentence(&self) -> String {
+        format!(
+            "{}: a {} {} of {}, {} of it data, in {}.{} s",
+            self.target,
+            self.kind,
+            self.format,
+            BinaryBytes(self.size_bytes),
+            BinaryBytes(self.written_bytes),
+            self.elapsed_ms / 1000,
+            self.elapsed_ms % 1000 / 100
+        )
+    }
+}

@@ -1,0 +1,139 @@
+//! `sitepair disk create`: a new image, and the words in which all commands say what a new image is to be.
+
+use clap::{Args, ValueEnum};
+use sitepair_disk::create::{self, Kind, NewImage};
+use sitepair_disk::open::Format;
+
+use super::{FormatArg, Path, PathBuf, failed, host, info, size};
+use crate::cli::Output;
+use crate::error::Failure;
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The image; nothing may be there
+    pub(crate) file: PathBuf,
+    /// Size of the disk, such as 10G
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) size: u64,
+    /// Logical sector in bytes, 512 or 4096 [default: 512]
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) sector: Option<u32>,
+    #[command(flatten)]
+    pub(crate) new: NewArgs,
+}
+
+/// What a new image is to be.
+#[derive(Debug, Args)]
+pub(crate) struct NewArgs {
+    /// Format of the new image [default: what its name ends with]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<FormatArg>,
+    /// How the new image takes space
+    #[arg(long, default_value = "dynamic", value_name = "KIND")]
+    pub(crate) kind: KindArg,
+    /// Unit of allocation of the new image, such as 2M [default: the format's usual one]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) block: Option<u64>,
+}
+
+/// How an image takes space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KindArg {
+    /// As it is written
+    Dynamic,
+    /// All at once
+    Fixed,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Dynamic => Self::Dynamic,
+            KindArg::Fixed => Self::Fixed,
+        }
+    }
+}
+
+impl NewArgs {
+    /// The format that was named, or the one that the file's name ends with.
+    pub(super) fn format(&self, file: &Path) -> Result<Format, Failure> {
+        self.format
+            .map(Format::from)
+            .or_else(|| by_name(file))
+            .ok_or_else(|| {
+                Failure::Usage(format!(
+                    "the name of {} does not tell its format; say it with --format",
+                    file.display()
+                ))
+            })
+    }
+
+    /// The block that was asked for.
+    pub(super) fn block_bytes(&self) -> Result<Option<u32>, Failure> {
+        let too_large = |bytes| Failure::Usage(format!("blocks of {bytes} bytes are too large"));
+        self.block
+            .map(|bytes| u32::try_from(bytes).map_err(|_| too_large(bytes)))
+            .transpose()
+    }
+}
+
+/// The format that a file's name ends with.
+fn by_name(file: &Path) -> Option<Format> {
+    let extension = file.extension()?.to_str()?.to_ascii_lowercase();
+    match extension.as_str() {
+        "raw" | "img" => Some(Format::Raw),
+        "vhdx" => Some(Format::Vhdx),
+        _ => None,
+    }
+}
+
+pub(super) fn run(args: &CreateArgs, output: Output) -> Result<(), Failure> {
+    let file = &args.file;
+    let new = NewImage {
+        format: args.new.format(file)?,
+        kind: args.new.kind.into(),
+        size_bytes: args.size,
+        block_bytes: args.new.block_bytes()?,
+        sector_bytes: args.sector,
+        physical_sector_bytes: None,
+    };
+    new.check().map_err(|e| Failure::Usage(e.to_string()))?;
+    if file.symlink_metadata().is_ok() {
+        return Err(Failure::Refused(format!(
+            "{} is there already, and nothing is written over",
+            file.display()
+        )));
+    }
+    let image = create::create(&host(), file, &new).map_err(|e| failed(file, e))?;
+    image.close().map_err(|e| failed(file, e))?;
+    drop(image);
+    info::show(file, Some(new.format), output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_format_is_named_or_told_by_the_name() {
+        let new = |format| NewArgs {
+            format,
+            kind: KindArg::Dynamic,
+            block: None,
+        };
+        for (name, format) in [
+            ("a.vhdx", Format::Vhdx),
+            ("A.VHDX", Format::Vhdx),
+            ("a.raw", Format::Raw),
+            ("a.b.img", Format::Raw),
+        ] {
+            assert_eq!(new(None).format(Path::new(name)).unwrap(), format);
+        }
+        for name in ["a", "a.bin", ".vhdx"] {
+            let asked = new(None).format(Path::new(name)).unwrap_err();
+            assert_eq!(asked.code(), 2, "{name}");
+            let named = new(Some(FormatArg::Raw)).format(Path::new(name));
+            assert_eq!(named.unwrap(), Format::Raw);
+        }
+    }
+}
