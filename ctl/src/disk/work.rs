@@ -51,7 +51,7 @@ pub(super) async fn run<T: Send + 'static>(
     Ok(done.with_context(|| format!("{what}: the thread that did it ended"))?)
 }
 
-/// What asks a command to end: Ctrl-C, a service manager, the terminal that goes away.
+/// What asks a command to end: Ctrl-C, the system, the terminal that goes away.
 struct Signals([Signal; 3]);
 
 impl Signals {

@@ -8,6 +8,7 @@
 
 mod bare;
 mod cpu;
+mod disk;
 mod fio;
 mod guest;
 mod mixed;
@@ -32,6 +33,8 @@ enum Name {
     Initial,
     /// Cycles with scattered changes: how long, and how much on the wire.
     Cycle,
+    /// Image files: conversions, writes to new ones, and the largest one, beside QEMU's.
+    Disk,
     /// Memory and processor time of many protected disks that nobody writes to.
     Idle,
 }
@@ -95,6 +98,9 @@ fn run(args: &Args) -> Result<()> {
         if wanted(Name::Cycle) {
             pair::cycles(args, folder.path(), &image)?;
         }
+    }
+    if wanted(Name::Disk) {
+        disk::run(args, folder.path())?;
     }
     if wanted(Name::Idle) {
         pair::idle(args, folder.path())?;
