@@ -15,8 +15,9 @@ mod work;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use sitepair_disk::open::{Format, OpenOptions, open_image};
+use sitepair_disk::parent::Parents;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::{DiskError, ErrorKind, Image};
@@ -72,11 +73,41 @@ fn host() -> Arc<dyn Storage> {
     Arc::new(HostStorage::new())
 }
 
+/// Which parents of a differencing image may be opened.
+#[derive(Debug, Args)]
+pub(crate) struct ParentArgs {
+    /// The parent of a differencing image, whatever the image says; repeat for parents of parents
+    #[arg(
+        long = "parent",
+        value_name = "FILE",
+        conflicts_with = "parents_inside"
+    )]
+    pub(crate) parents: Vec<PathBuf>,
+    /// Open the parents that a differencing image names, if they are inside this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parents_inside: Option<PathBuf>,
+}
+
+impl ParentArgs {
+    fn allowed(&self) -> Parents {
+        match &self.parents_inside {
+            Some(folder) => Parents::Inside(folder.clone()),
+            None if self.parents.is_empty() => Parents::Refused,
+            None => Parents::Given(self.parents.clone()),
+        }
+    }
+}
+
 /// Opens an image for reading.
-fn open(file: &Path, format: Option<FormatArg>) -> Result<Arc<dyn Image>, Failure> {
+fn open(
+    file: &Path,
+    format: Option<FormatArg>,
+    parents: Parents,
+) -> Result<Arc<dyn Image>, Failure> {
     let options = OpenOptions {
         format: format.map(Into::into),
         read_only: true,
+        parents,
     };
     open_image(&host(), file, options).map_err(|e| failed(file, e))
 }
@@ -104,6 +135,10 @@ fn failed(file: &Path, error: DiskError) -> Failure {
              (a protected disk is read while it is in use with `sitepair export`)"
         )),
         ErrorKind::NotFound => Failure::NotFound(format!("there is no file {name}")),
+        ErrorKind::Parent => Failure::Refused(format!(
+            "{error}; name the parents, nearest first, with --parent FILE, or the folder that all of them are in with \
+             --parents-inside DIR"
+        )),
         ErrorKind::Invalid | ErrorKind::Unsupported => {
             Failure::Refused(format!("{:#}", anyhow::Error::from(error)))
         }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use crate::error::DiskError;
 use crate::image::{Geometry, Image, ZeroMode};
-use crate::open::Format;
+use crate::open::{self, Format};
+use crate::parent::Parents;
 use crate::raw::RawImage;
 use crate::storage::Storage;
 use crate::vhdx::{self, VhdxImage};
@@ -24,6 +25,8 @@ const USUAL_PHYSICAL_SECTOR_BYTES: u32 = 4096;
 const VHDX_SIZE_MAX: u64 = 64 * TIB;
 /// Hyper-V's own choice.
 const VHDX_BLOCK_BYTES: u32 = 32 * MIB;
+/// Hyper-V's own choice for differencing disks.
+const VHDX_CHILD_BLOCK_BYTES: u32 = 2 * MIB;
 const VHDX_BLOCK_MIN: u32 = MIB;
 const VHDX_BLOCK_MAX: u32 = 256 * MIB;
 /// What a signed file offset can address.
@@ -36,6 +39,8 @@ pub enum Kind {
     Dynamic,
     /// All at once.
     Fixed,
+    /// As it is written, over a parent that shows through; see [`create_over`].
+    Differencing,
 }
 
 impl fmt::Display for Kind {
@@ -43,6 +48,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Dynamic => "dynamic",
             Self::Fixed => "fixed",
+            Self::Differencing => "differencing",
         })
     }
 }
@@ -94,6 +100,9 @@ impl NewImage {
     /// # Errors
     /// [`DiskError::Invalid`], with the nearest that it can hold.
     pub fn check(&self) -> Result<(), DiskError> {
+        if self.kind == Kind::Differencing {
+            return Err(invalid("a differencing image without a parent"));
+        }
         match self.format {
             Format::Raw => self.check_raw(),
             Format::Vhdx => self.check_vhdx(),
@@ -121,11 +130,8 @@ impl NewImage {
                 return Err(DiskError::Invalid { what });
             }
         }
-        let range = VHDX_BLOCK_MIN..=VHDX_BLOCK_MAX;
-        if let Some(bytes) = self.block_bytes
-            && !(bytes.is_power_of_two() && range.contains(&bytes))
-        {
-            return Err(no_block_size(bytes, VHDX_BLOCK_MIN, VHDX_BLOCK_MAX));
+        if let Some(bytes) = self.block_bytes {
+            check_vhdx_block(bytes)?;
         }
         check_size("a vhdx", self.size_bytes, u64::from(sector), VHDX_SIZE_MAX)
     }
@@ -156,12 +162,45 @@ pub fn create(
                 logical_sector_bytes: new.sector_bytes.unwrap_or(USUAL_SECTOR_BYTES),
                 physical_sector_bytes: new.physical_sector(),
                 kind: match new.kind {
-                    Kind::Dynamic => vhdx::Kind::Dynamic,
+                    Kind::Dynamic | Kind::Differencing => vhdx::Kind::Dynamic,
                     Kind::Fixed => vhdx::Kind::Fixed,
                 },
                 disk_id: None,
             };
             let image = VhdxImage::create(Arc::clone(storage), path, &options)?;
+            Ok(Arc::new(image))
+        }
+    }
+}
+
+/// Makes a new differencing image over the one at `parent`, of its size, sectors and id, and opens it for writing, locked.
+/// It reads as the parent does. The parent must not change from then on. `parents` says which parents the
+/// parent itself may have. Durable on return.
+///
+/// # Errors
+/// A format that has no parents; a block that the format cannot have; those of opening the parent for reading;
+/// `AlreadyExists` where there is something at `path`; the storage's.
+pub fn create_over(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    format: Format,
+    block_bytes: Option<u32>,
+    parent: &Path,
+    parents: &Parents,
+) -> Result<Arc<dyn Image>, DiskError> {
+    match format {
+        Format::Raw => Err(invalid(
+            "a raw image cannot have a parent; make a vhdx over a vhdx",
+        )),
+        Format::Vhdx => {
+            let block_bytes = block_bytes.unwrap_or(VHDX_CHILD_BLOCK_BYTES);
+            check_vhdx_block(block_bytes)?;
+            let over = Arc::new(open::vhdx_chain(storage, parent, true, parents)?);
+            let options = vhdx::ChildOptions {
+                parent_path: parent.to_owned(),
+                block_bytes,
+            };
+            let image = VhdxImage::create_child(Arc::clone(storage), path, &over, &options)?;
             Ok(Arc::new(image))
         }
     }
@@ -207,6 +246,14 @@ fn check_size(what: &str, bytes: u64, unit: u64, most: u64) -> Result<(), DiskEr
         "a disk of {bytes} bytes: {what} has whole sectors of {unit}; the nearest size is {nearest}"
     );
     Err(DiskError::Invalid { what })
+}
+
+fn check_vhdx_block(bytes: u32) -> Result<(), DiskError> {
+    let range = VHDX_BLOCK_MIN..=VHDX_BLOCK_MAX;
+    if bytes.is_power_of_two() && range.contains(&bytes) {
+        return Ok(());
+    }
+    Err(no_block_size(bytes, VHDX_BLOCK_MIN, VHDX_BLOCK_MAX))
 }
 
 fn no_block_size(bytes: u32, least: u32, most: u32) -> DiskError {
@@ -325,5 +372,56 @@ mod tests {
         };
         assert!(taken("dynamic.raw") < 64 << 10);
         assert!(taken("fixed.raw") >= 8 << 20);
+    }
+
+    #[test]
+    fn a_child_is_made_over_a_parent_and_told_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(crate::storage::host::HostStorage::new());
+        let path = |name: &str| dir.path().join(name);
+        let base = create(&storage, &path("base.vhdx"), &vhdx(8 << 20)).unwrap();
+        base.write_at(&[7; 512], 4096, false).unwrap();
+        base.close().unwrap();
+        drop(base);
+        let inside = Parents::Inside(dir.path().to_owned());
+        let over = |name, parent| {
+            let parent = path(parent);
+            create_over(&storage, &path(name), Format::Vhdx, None, &parent, &inside)
+        };
+        over("child.vhdx", "base.vhdx").unwrap().close().unwrap();
+        let grandchild = over("grandchild.vhdx", "child.vhdx").unwrap();
+        let mut sector = [0; 512];
+        grandchild.read_at(&mut sector, 4096).unwrap();
+        assert_eq!(sector, [7; 512]);
+        grandchild.close().unwrap();
+        drop(grandchild);
+        // Its parents are not opened for this.
+        std::fs::rename(path("base.vhdx"), path("away.vhdx")).unwrap();
+        let told = crate::info::inspect(&storage, &path("child.vhdx"), None).unwrap();
+        assert_eq!(told.kind, Some(Kind::Differencing));
+        assert_eq!(told.parent.unwrap().paths[0], Path::new("./base.vhdx"));
+        assert!(over("other.vhdx", "child.vhdx").is_err());
+        std::fs::rename(path("away.vhdx"), path("base.vhdx")).unwrap();
+        let options = open::OpenOptions {
+            parents: inside,
+            ..open::OpenOptions::default()
+        };
+        let grown = crate::resize::NewSize::By(1 << 20);
+        let grown = crate::resize::resize(&storage, &path("grandchild.vhdx"), &options, grown);
+        assert_eq!(grown.unwrap().to_bytes, 9 << 20);
+        let raw = create_over(
+            &storage,
+            &path("c.raw"),
+            Format::Raw,
+            None,
+            &path("base.vhdx"),
+            &Parents::Refused,
+        );
+        assert!(
+            raw.err()
+                .unwrap()
+                .to_string()
+                .contains("cannot have a parent")
+        );
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! Does not do: checking the content (an image that opens may still have damaged data).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use crate::image::{Geometry, Identity, Image};
 use crate::open::{self, Format};
 use crate::raw::RawImage;
 use crate::storage::Storage;
-use crate::vhdx::VhdxImage;
+use crate::vhdx;
 
 /// What a disk file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,17 @@ pub struct Info {
     pub creator: Option<String>,
     /// The file's log, where the format has one.
     pub log: Option<Log>,
+    /// What a differencing disk says of its parent, which is not looked at.
+    pub parent: Option<Parent>,
+}
+
+/// The parent of a differencing disk, as its child names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parent {
+    /// What the parent's `data_write_id` must be.
+    pub id: Uuid,
+    /// Where it may be: relative to the child's folder, then absolute.
+    pub paths: Vec<PathBuf>,
 }
 
 /// The log that a format keeps in its file.
@@ -71,7 +82,7 @@ pub fn inspect(
             };
             Ok(plain(Format::Raw, image.geometry(), image.identity()?))
         }
-        Format::Vhdx => vhdx(&VhdxImage::open(Arc::clone(storage), path, true)?),
+        Format::Vhdx => Ok(vhdx(vhdx::Facts::read(&**storage, path)?)),
     }
 }
 
@@ -86,20 +97,28 @@ fn plain(format: Format, geometry: Geometry, identity: Identity) -> Info {
         data_write_id: None,
         creator: None,
         log: None,
+        parent: None,
     }
 }
 
-fn vhdx(image: &VhdxImage) -> Result<Info, DiskError> {
-    let facts = image.facts()?;
-    Ok(Info {
-        kind: Some(facts.kind.into()),
+fn vhdx(facts: vhdx::Facts) -> Info {
+    let kind = match facts.parent {
+        Some(_) => Kind::Differencing,
+        None => facts.kind.into(),
+    };
+    Info {
+        kind: Some(kind),
         disk_id: Some(Uuid::from_bytes_le(facts.disk_id)),
-        data_write_id: Some(Uuid::from_bytes_le(facts.data_write_id)),
+        data_write_id: Some(Uuid::from_bytes_le(facts.identity.data_write_id)),
         creator: Some(facts.creator),
         log: Some(Log {
             bytes: facts.log_bytes,
             dirty: facts.log_in_use,
         }),
-        ..plain(Format::Vhdx, image.geometry(), image.identity()?)
-    })
+        parent: facts.parent.map(|link| Parent {
+            id: Uuid::from_bytes_le(link.id),
+            paths: link.paths,
+        }),
+        ..plain(Format::Vhdx, facts.geometry, facts.identity)
+    }
 }

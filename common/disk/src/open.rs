@@ -83,14 +83,27 @@ pub fn open_image(
             &**storage, path, read_only,
         )?),
         Some(Format::Vhd) => open_vhd(storage, &mut chain, path, read_only)?,
-        Some(Format::Vhdx) => open_vhdx(storage, &mut chain, path, read_only)?,
+        Some(Format::Vhdx) => Arc::new(open_vhdx(storage, &mut chain, path, read_only)?),
         None => match probe(&**storage, path)? {
             // Looked at again, now under the lock that stays.
             Format::Raw => Arc::new(RawImage::open(&**storage, path, read_only)?),
             Format::Vhd => open_vhd(storage, &mut chain, path, read_only)?,
-            Format::Vhdx => open_vhdx(storage, &mut chain, path, read_only)?,
+            Format::Vhdx => Arc::new(open_vhdx(storage, &mut chain, path, read_only)?),
         },
     };
+    chain.finish(path)?;
+    Ok(image)
+}
+
+/// Opens a VHDX and its parents, for what only a VHDX can do.
+pub(crate) fn vhdx_chain(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    read_only: bool,
+    parents: &Parents,
+) -> Result<VhdxImage, DiskError> {
+    let mut chain = Chain::new(&**storage, parents);
+    let image = open_vhdx(storage, &mut chain, path, read_only)?;
     chain.finish(path)?;
     Ok(image)
 }
@@ -101,14 +114,13 @@ fn open_vhdx(
     chain: &mut Chain<'_>,
     path: &Path,
     read_only: bool,
-) -> Result<Arc<dyn Image>, DiskError> {
+) -> Result<VhdxImage, DiskError> {
     chain.enter(path)?;
-    let mut find = |link: &ParentLink| {
+    let mut find = |link: &ParentLink| -> Result<Arc<dyn Image>, DiskError> {
         let parent = chain.parent_of(path, link)?;
-        open_vhdx(storage, chain, &parent, true)
+        Ok(Arc::new(open_vhdx(storage, chain, &parent, true)?))
     };
-    let image = VhdxImage::open_with(Arc::clone(storage), path, read_only, &mut find)?;
-    Ok(Arc::new(image))
+    VhdxImage::open_with(Arc::clone(storage), path, read_only, &mut find)
 }
 
 /// As [`open_vhdx`].

@@ -10,10 +10,9 @@ use std::sync::Arc;
 use crate::create::{Kind, NewImage};
 use crate::error::DiskError;
 use crate::image::Image;
-use crate::open::{self, Format};
+use crate::open::{self, Format, OpenOptions};
 use crate::raw::RawImage;
 use crate::storage::Storage;
-use crate::vhdx::VhdxImage;
 
 /// How large an image is to be, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +32,7 @@ pub struct Resized {
     pub to_bytes: u64,
 }
 
-/// Grows the image at `path`. `format` `None` probes, as [`open::open_image`] does.
+/// Grows the image at `path`. `options` are those of [`open::open_image`]; it is opened for writing whatever they say.
 ///
 /// # Errors
 /// Those of opening for writing; [`DiskError::Invalid`] for a smaller size, or one that the format cannot hold;
@@ -41,16 +40,16 @@ pub struct Resized {
 pub fn resize(
     storage: &Arc<dyn Storage>,
     path: &Path,
-    format: Option<Format>,
+    options: &OpenOptions,
     size: NewSize,
 ) -> Result<Resized, DiskError> {
-    let probed = match format {
+    let probed = match options.format {
         Some(format) => format,
         None => open::probe(&**storage, path)?,
     };
     match probed {
         Format::Raw => {
-            let image = match format {
+            let image = match options.format {
                 // Looked at again, now under the lock that stays.
                 None => RawImage::open(&**storage, path, false)?,
                 Some(_) => RawImage::open_whatever_it_holds(&**storage, path, false)?,
@@ -58,7 +57,7 @@ pub fn resize(
             grow(&image, Format::Raw, size, |bytes| image.resize(bytes))
         }
         Format::Vhdx => {
-            let image = VhdxImage::open(Arc::clone(storage), path, false)?;
+            let image = open::vhdx_chain(storage, path, false, &options.parents)?;
             grow(&image, Format::Vhdx, size, |bytes| image.resize(bytes))
         }
     }
@@ -131,7 +130,7 @@ mod tests {
                 physical_sector_bytes: None,
             };
             create(&storage, &path, &new).unwrap().close().unwrap();
-            let resize = |size| resize(&storage, &path, None, size);
+            let resize = |size| resize(&storage, &path, &OpenOptions::default(), size);
             let grown = resize(NewSize::By(1 << 20)).unwrap();
             assert_eq!((grown.from_bytes, grown.to_bytes), (8 << 20, 9 << 20));
             let refused = resize(NewSize::To(1 << 20)).unwrap_err();

@@ -4,6 +4,7 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 use sitepair_disk::compare::{self, CompareError, Compared, Difference};
+use sitepair_disk::parent::Parents;
 
 use super::{FormatArg, PathBuf, failed, open, work};
 use crate::cli::Output;
@@ -25,6 +26,9 @@ pub(crate) struct CompareArgs {
     /// Format of the second image; told from the content if it is not given
     #[arg(long, value_name = "FORMAT")]
     pub(crate) second_format: Option<FormatArg>,
+    /// Open the parents that differencing images name, if they are inside this folder
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parents_inside: Option<PathBuf>,
     /// Images of different sizes are different, even if the rest of the longer one is zeros
     #[arg(long)]
     pub(crate) strict: bool,
@@ -66,8 +70,12 @@ pub(super) async fn run(args: CompareArgs, output: Output) -> Result<(), Failure
 }
 
 async fn compare(args: &CompareArgs, output: Output) -> Result<Compared, Failure> {
-    let first = open(&args.first, args.first_format)?;
-    let second = open(&args.second, args.second_format)?;
+    let parents = || match &args.parents_inside {
+        Some(folder) => Parents::Inside(folder.clone()),
+        None => Parents::Refused,
+    };
+    let first = open(&args.first, args.first_format, parents())?;
+    let second = open(&args.second, args.second_format, parents())?;
     let longer = first
         .geometry()
         .size_bytes
@@ -157,6 +165,7 @@ mod tests {
             second: "b".into(),
             first_format: None,
             second_format: None,
+            parents_inside: None,
             strict,
         };
         View::new(&args, compared)

@@ -4,15 +4,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::BinaryBytes;
 use serde::Serialize;
 use sitepair_disk::convert::{self, ConvertError, Existing};
 use sitepair_disk::copy::{Copied, CopyError};
-use sitepair_disk::create::NewImage;
+use sitepair_disk::create::{Kind, NewImage};
 
 use super::create::NewArgs;
-use super::{FormatArg, Path, PathBuf, failed, host, open, refuse_protected, work};
+use super::{FormatArg, ParentArgs, Path, PathBuf, failed, host, open, refuse_protected, work};
 use crate::cli::Output;
 use crate::error::Failure;
 use crate::view::SCHEMA;
@@ -28,9 +28,32 @@ pub(crate) struct ConvertArgs {
     pub(crate) from: Option<FormatArg>,
     #[command(flatten)]
     pub(crate) new: NewArgs,
+    /// How the copy takes space
+    #[arg(long, default_value = "dynamic", value_name = "KIND")]
+    pub(crate) kind: CopyKind,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
     /// Replace the target if it exists; it stays as it is until the copy is whole
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// How a copy takes space. It holds all of the disk: a copy has no parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CopyKind {
+    /// As it is written
+    Dynamic,
+    /// All at once
+    Fixed,
+}
+
+impl From<CopyKind> for Kind {
+    fn from(kind: CopyKind) -> Self {
+        match kind {
+            CopyKind::Dynamic => Self::Dynamic,
+            CopyKind::Fixed => Self::Fixed,
+        }
+    }
 }
 
 /// What is printed with `-o json`.
@@ -49,11 +72,11 @@ struct View {
 
 pub(super) async fn run(args: ConvertArgs, output: Output) -> Result<(), Failure> {
     let format = args.new.format(&args.target)?;
-    let from = open(&args.source, args.from)?;
+    let from = open(&args.source, args.from, args.parents.allowed())?;
     let geometry = from.geometry();
     let new = NewImage {
         block_bytes: args.new.block_bytes()?,
-        ..NewImage::like(&geometry, format, args.new.kind.into())
+        ..NewImage::like(&geometry, format, args.kind.into())
     };
     new.check().map_err(|e| Failure::Refused(e.to_string()))?;
     let target = place(&args)?;

@@ -39,6 +39,14 @@ struct View {
     data_write_id: Option<String>,
     creator: Option<String>,
     log: Option<Log>,
+    parent: Option<Parent>,
+}
+
+/// What a differencing image says of its parent.
+#[derive(Debug, Serialize)]
+struct Parent {
+    data_write_id: String,
+    paths: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,6 +91,14 @@ impl View {
                 state: if log.dirty { "dirty" } else { "clean" },
                 bytes: log.bytes,
             }),
+            parent: info.parent.map(|parent| Parent {
+                data_write_id: parent.id.to_string(),
+                paths: parent
+                    .paths
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect(),
+            }),
         }
     }
 
@@ -113,6 +129,12 @@ impl View {
         }
         rows.extend(self.disk_id.clone().map(|id| ("disk id", id)));
         rows.extend(self.data_write_id.clone().map(|id| ("data write id", id)));
+        if let Some(parent) = &self.parent {
+            // Text of whoever made the file, as the creator below.
+            let paths = parent.paths.iter().map(|path| path.escape_debug());
+            rows.extend(paths.map(|path| ("parent", path.to_string())));
+            rows.push(("parent's id", parent.data_write_id.clone()));
+        }
         if let Some(log) = &self.log {
             rows.push((
                 "log",

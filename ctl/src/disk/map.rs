@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use sitepair_disk::{DiskError, ExtentKind, Image};
 
-use super::{FormatArg, Path, PathBuf, failed, open};
+use super::{FormatArg, ParentArgs, Path, PathBuf, failed, open};
 use crate::cli::Output;
 use crate::error::Failure;
 use crate::view::SCHEMA;
@@ -20,6 +20,8 @@ pub(crate) struct MapArgs {
     /// Its format; told from the content if it is not given
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<FormatArg>,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -30,7 +32,7 @@ struct Extent {
 }
 
 pub(super) fn run(args: &MapArgs, output: Output) -> Result<(), Failure> {
-    let image = open(&args.file, args.format)?;
+    let image = open(&args.file, args.format, args.parents.allowed())?;
     let mut out = BufWriter::new(io::stdout().lock());
     match print(&*image, &args.file, output, &mut out) {
         Ok(()) => Ok(()),

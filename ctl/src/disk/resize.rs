@@ -4,9 +4,10 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use serde::Serialize;
 use sitepair_disk::ErrorKind;
+use sitepair_disk::open::OpenOptions;
 use sitepair_disk::resize::{self, NewSize};
 
-use super::{FormatArg, PathBuf, failed, host, refuse_protected, size};
+use super::{FormatArg, ParentArgs, PathBuf, failed, host, refuse_protected, size};
 use crate::cli::Output;
 use crate::error::Failure;
 use crate::view::SCHEMA;
@@ -21,6 +22,8 @@ pub(crate) struct ResizeArgs {
     /// Its format; told from the content if it is not given
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<FormatArg>,
+    #[command(flatten)]
+    pub(crate) parents: ParentArgs,
 }
 
 /// What is printed with `-o json`.
@@ -43,7 +46,12 @@ fn new_size(text: &str) -> Result<NewSize, String> {
 pub(super) fn run(args: &ResizeArgs, output: Output) -> Result<(), Failure> {
     let file = &args.file;
     refuse_protected(file)?;
-    let done = resize::resize(&host(), file, args.format.map(Into::into), args.size);
+    let options = OpenOptions {
+        format: args.format.map(Into::into),
+        read_only: false,
+        parents: args.parents.allowed(),
+    };
+    let done = resize::resize(&host(), file, &options, args.size);
     let resized = done.map_err(|e| match e.kind() {
         ErrorKind::Unsupported => Failure::Refused(format!(
             "{e}; make a larger image with `sitepair disk create`, and copy the content inside a guest"

@@ -1,6 +1,7 @@
 use super::*;
 use crate::create::Kind;
 use crate::open::{Format, OpenOptions, open_image};
+use crate::parent::Parents;
 use crate::raw::RawImage;
 use crate::storage::fake::FakeStorage;
 
@@ -48,6 +49,7 @@ fn check_whole(storage: &FakeStorage, format: Format) {
     let options = OpenOptions {
         format: Some(format),
         read_only: true,
+        parents: Parents::Refused,
     };
     let image = open_image(&shared, Path::new("/copy"), options).unwrap();
     assert_eq!(image.geometry().size_bytes, SIZE);

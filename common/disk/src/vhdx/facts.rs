@@ -1,11 +1,17 @@
 //! What a VHDX file says of itself beyond what every image tells.
 //!
-//! Receives an open [`VhdxImage`]; gives out [`Facts`]. Does not do: reading anything that opening did not check,
-//! other than the creator's name, which is free text.
+//! Receives a path; gives out [`Facts`]. Parents are not needed, as no content is read.
+//!
+//! Does not do: reading anything that opening does not check, other than the creator's name, which is free text.
+
+use std::path::Path;
 
 use super::layout::NO_GUID;
-use super::{CLOSED, Gate, Kind, VhdxImage, durable};
+use super::{Kind, durable, open};
 use crate::error::DiskError;
+use crate::image::{Geometry, Identity};
+use crate::parent::ParentLink;
+use crate::storage::{OpenMode, Storage};
 
 /// Where the file's maker left its name, and how long that may be.
 const CREATOR_OFFSET: u64 = 8;
@@ -14,12 +20,16 @@ const CREATOR_BYTES: usize = 512;
 /// A VHDX file's own facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
+    /// Sizes.
+    pub geometry: Geometry,
+    /// What tells that it was changed.
+    pub identity: Identity,
     /// How it takes space.
     pub kind: Kind,
     /// The disk's own id as stored.
     pub disk_id: [u8; 16],
-    /// Changes whenever somebody writes to the disk, as stored.
-    pub data_write_id: [u8; 16],
+    /// What a differencing disk says of its parent.
+    pub parent: Option<ParentLink>,
     /// Who made the file. Free text of whoever that was: it may hold anything but NULs.
     pub creator: String,
     /// Room for the log, in bytes.
@@ -29,23 +39,23 @@ pub struct Facts {
     pub log_in_use: bool,
 }
 
-impl VhdxImage {
-    /// The file's own facts.
+impl Facts {
+    /// Reads them. The file is locked as for reading meanwhile, and not changed.
     ///
     /// # Errors
-    /// When it is closed, or its creator's name cannot be read.
-    pub fn facts(&self) -> Result<Facts, DiskError> {
-        let gate = self.share();
-        let Gate::Open(core) = &*gate else {
-            return Err(CLOSED);
-        };
+    /// Those of opening for reading, other than those of parents.
+    pub fn read(storage: &dyn Storage, path: &Path) -> Result<Self, DiskError> {
+        let file = open::open_locked(storage, path, OpenMode::Read)?;
+        let core = open::look(file, path, true)?;
         let mut creator = [0; CREATOR_BYTES];
         core.view.read(&mut creator, CREATOR_OFFSET)?;
         let header = durable::lock(&core.headers).current.clone();
-        Ok(Facts {
+        Ok(Self {
+            geometry: core.geometry(),
+            identity: core.identity()?,
             kind: core.kind(),
             disk_id: core.parameters.disk_id,
-            data_write_id: header.data_write,
+            parent: core.parameters.parent.clone(),
             creator: text(&creator),
             log_bytes: header.log.length,
             log_in_use: header.log_guid != NO_GUID,

@@ -80,6 +80,25 @@ pub(super) fn open_file(
     read_only: bool,
     find: &mut Find<'_>,
 ) -> Result<Core, DiskError> {
+    let mut core = look(file, path, read_only)?;
+    // Last of all that is looked at: the file is right as far as it goes.
+    if let Some(link) = &core.parameters.parent {
+        let parent = find(link)?;
+        parent::check(path, link, &*parent, &core.parameters.geometry(read_only))?;
+        core.parent = Some(parent);
+    }
+    if !read_only {
+        take_into_use(&mut core)?;
+    }
+    Ok(core)
+}
+
+/// Checks a file whole, other than its parent: what a differencing disk holds cannot be read from this.
+pub(super) fn look(
+    file: Arc<dyn BlockFile>,
+    path: &Path,
+    read_only: bool,
+) -> Result<Core, DiskError> {
     let mut view = View::new(file, path.display().to_string())?;
     if view.length < FIRST_FREE {
         return Err(corrupt(
@@ -113,32 +132,19 @@ pub(super) fn open_file(
     let mut used = regions.all;
     used.extend(owned.iter().map(|block| block.span));
     check_disjoint(&mut used)?;
-    // Last of all that is looked at: the file is right as far as it goes.
-    let parent = match &parameters.parent {
-        None => None,
-        Some(link) => {
-            let parent = find(link)?;
-            parent::check(path, link, &*parent, &parameters.geometry(read_only))?;
-            Some(parent)
-        }
-    };
     let space = Space::new(&used);
-    let mut core = Core {
+    Ok(Core {
         durable: Durable::new(header.log, space.length()),
         view,
         read_only,
         parameters,
-        parent,
+        parent: None,
         bat,
         bitmaps: Bitmaps::default(),
         space: Mutex::new(space),
         headers: Mutex::new(headers),
         stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
-    };
-    if !read_only {
-        take_into_use(&mut core)?;
-    }
-    Ok(core)
+    })
 }
 
 struct Regions {
