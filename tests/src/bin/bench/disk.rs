@@ -245,7 +245,7 @@ fn huge(folder: &Path) -> Result<()> {
         let began = Instant::now();
         tools::run(
             Command::new("qemu-img")
-                .args(["map", "-f", "vhdx"])
+                .args(["map", "--output=json", "-f", "vhdx"])
                 .arg(&image),
         )?;
         qemu_millis.push(began.elapsed().as_secs_f64() * 1e3);
