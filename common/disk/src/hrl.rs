@@ -63,7 +63,7 @@ use uuid::Uuid;
 
 use crate::error::DiskError;
 
-mod format;
+pub(crate) mod format;
 mod info;
 mod reader;
 mod writer;

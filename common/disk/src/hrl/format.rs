@@ -2,24 +2,24 @@
 
 use super::{HrlId, HrlTime};
 
-pub(super) const HEADER_BYTES: usize = 4096;
-pub(super) const COOKIE: &[u8; 8] = b"msctlog\0";
-pub(super) const VERSION: u32 = 0x0002_0000;
+pub(crate) const HEADER_BYTES: usize = 4096;
+pub(crate) const COOKIE: &[u8; 8] = b"msctlog\0";
+pub(crate) const VERSION: u32 = 0x0002_0000;
 pub(super) const CREATOR: [u8; 4] = *b"ct\0\0";
 /// Ours: major 1, minor 0.
 pub(super) const CREATOR_VERSION: u32 = 0x0001_0000;
 /// Bytes of a metadata block that we write.
 pub(super) const METADATA_BYTES: usize = 4096;
 /// Largest metadata block that we read.
-pub(super) const METADATA_BYTES_MAX: u32 = 1 << 20;
-pub(super) const SECTOR_BYTES: u32 = 512;
+pub(crate) const METADATA_BYTES_MAX: u32 = 1 << 20;
+pub(crate) const SECTOR_BYTES: u32 = 512;
 /// A block's header, and each of its entries.
-pub(super) const SLOT_BYTES: usize = 32;
-pub(super) const OPERATION_WRITE: u8 = 1;
-pub(super) const EOL_AT: usize = 44;
-const HEADER_CHECKSUM_AT: usize = 40;
-const BLOCK_CHECKSUM_AT: usize = 12;
-const ENTRY_CHECKSUM_AT: usize = 8;
+pub(crate) const SLOT_BYTES: usize = 32;
+pub(crate) const OPERATION_WRITE: u8 = 1;
+pub(crate) const EOL_AT: usize = 44;
+pub(crate) const HEADER_CHECKSUM_AT: usize = 40;
+pub(crate) const BLOCK_CHECKSUM_AT: usize = 12;
+pub(crate) const ENTRY_CHECKSUM_AT: usize = 8;
 
 /// The checksum of data that is all zeros, and of nothing.
 pub(super) const ZEROS_CHECKSUM: u32 = u32::MAX;
@@ -27,7 +27,7 @@ pub(super) const ZEROS_CHECKSUM: u32 = u32::MAX;
 pub(super) const SUM_EXACT_MAX: u32 = 16 << 20;
 
 /// Sum of bytes, modulo 2^32.
-pub(super) fn sum(bytes: &[u8]) -> u32 {
+pub(crate) fn sum(bytes: &[u8]) -> u32 {
     // Short runs have sums that fit 16 bits, which the compiler adds up many at a time.
     bytes.chunks(256).fold(0, |total: u32, run| {
         let part: u16 = run

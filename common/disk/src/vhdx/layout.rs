@@ -8,33 +8,33 @@ use uuid::Uuid;
 use crate::error::DiskError;
 
 /// A GUID as it is stored: the first three fields little-endian.
-pub(super) type Guid = [u8; 16];
+pub(crate) type Guid = [u8; 16];
 
-pub(super) const NO_GUID: Guid = [0; 16];
-pub(super) const MIB: u64 = 1 << 20;
-pub(super) const KIB64: u64 = 64 << 10;
+pub(crate) const NO_GUID: Guid = [0; 16];
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const KIB64: u64 = 64 << 10;
 pub(super) const PAGE_BYTES: usize = 4096;
 pub(super) const PAGE: u64 = 4096;
 
-pub(super) const FILE_SIGNATURE: &[u8; 8] = b"vhdxfile";
-pub(super) const HEADER_OFFSETS: [u64; 2] = [KIB64, 2 * KIB64];
-pub(super) const REGION_TABLE_OFFSETS: [u64; 2] = [3 * KIB64, 4 * KIB64];
+pub(crate) const FILE_SIGNATURE: &[u8; 8] = b"vhdxfile";
+pub(crate) const HEADER_OFFSETS: [u64; 2] = [KIB64, 2 * KIB64];
+pub(crate) const REGION_TABLE_OFFSETS: [u64; 2] = [3 * KIB64, 4 * KIB64];
 pub(super) const REGION_TABLE_BYTES: usize = 64 << 10;
 /// Everything from here on belongs to the log, a region or a block.
-pub(super) const FIRST_FREE: u64 = MIB;
+pub(crate) const FIRST_FREE: u64 = MIB;
 
-pub(super) const BAT_REGION: Guid = guid(0x2DC2_7766_F623_4200_9D64_115E_9BFD_4A08);
-pub(super) const METADATA_REGION: Guid = guid(0x8B7C_A206_4790_4B9A_B8FE_575F_050F_886E);
+pub(crate) const BAT_REGION: Guid = guid(0x2DC2_7766_F623_4200_9D64_115E_9BFD_4A08);
+pub(crate) const METADATA_REGION: Guid = guid(0x8B7C_A206_4790_4B9A_B8FE_575F_050F_886E);
 
 /// The largest disk the format knows.
-pub(super) const MAX_DISK_BYTES: u64 = 64 << 40;
-const MAX_REGIONS: u32 = 2047;
+pub(crate) const MAX_DISK_BYTES: u64 = 64 << 40;
+pub(crate) const MAX_REGIONS: u32 = 2047;
 
-pub(super) const fn guid(value: u128) -> Guid {
+pub(crate) const fn guid(value: u128) -> Guid {
     Uuid::from_u128(value).to_bytes_le()
 }
 
-pub(super) fn random_guid() -> Guid {
+pub(crate) fn random_guid() -> Guid {
     Uuid::new_v4().to_bytes_le()
 }
 
@@ -50,23 +50,23 @@ pub(super) fn corrupt(
     }
 }
 
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
 }
 
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-pub(super) fn guid_at(bytes: &[u8], at: usize) -> Guid {
+pub(crate) fn guid_at(bytes: &[u8], at: usize) -> Guid {
     bytes[at..at + 16].try_into().expect("sixteen bytes")
 }
 
-pub(super) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
@@ -80,7 +80,7 @@ pub(super) fn to_u64(value: usize) -> u64 {
 }
 
 /// CRC-32C of `bytes` with the four bytes at 4 taken as zero, as all VHDX structures have it.
-pub(super) fn checksum(bytes: &[u8]) -> u32 {
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     let crc = crc32c::crc32c(&bytes[..4]);
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc32c::crc32c_append(crc, &bytes[8..])
