@@ -8,6 +8,7 @@ use super::super::layout::MIB;
 use super::super::{CreateOptions, Kind, VhdxImage};
 use super::random::{stamped, stamps};
 use super::{Random, open, path};
+use crate::check::{CheckOptions, Severity, check};
 use crate::error::DiskError;
 use crate::image::{Image, ZeroMode};
 use crate::storage::fake::FakeStorage;
@@ -94,9 +95,22 @@ fn step(
     Ok(())
 }
 
+/// The checker, which shares no logic with us, finds nothing but what a power loss may leave.
+fn assert_sound(storage: &FakeStorage, what: &str) {
+    let report = check(storage, path(), CheckOptions::default()).unwrap();
+    let expected = ["vhdx-log-dirty", "vhdx-header-invalid"];
+    let unexpected: Vec<_> = report
+        .findings
+        .iter()
+        .filter(|found| found.severity > Severity::Note && !expected.contains(&found.code))
+        .collect();
+    assert!(unexpected.is_empty(), "{what}: {unexpected:#?}");
+}
+
 fn verify(storage: &FakeStorage, model: &Model, seed: u64, what: &str) {
     let what = format!("{what}, crash seed {seed}");
     let after = storage.crash(seed);
+    assert_sound(&after, &what);
     let image = open(&after, true).unwrap_or_else(|e| panic!("{what}: {e:?}"));
     model.check(&image, &what);
     drop(image);
@@ -117,6 +131,14 @@ fn verify(storage: &FakeStorage, model: &Model, seed: u64, what: &str) {
     image.close().unwrap();
     let image = open(&again, true).unwrap();
     assert_eq!(stamps(&image, 0, 8), [u64::MAX; 8]);
+    drop(image);
+    let report = check(&again, path(), CheckOptions::default()).unwrap();
+    // Trimmed blocks may leave room among the others.
+    let unexpected = report
+        .findings
+        .iter()
+        .find(|found| found.code != "vhdx-leaked-space");
+    assert_eq!(unexpected, None, "{what}, closed");
 }
 
 /// Flushes changes that cancel out until the log has room for at most `pages` more pages before it starts a lap.
