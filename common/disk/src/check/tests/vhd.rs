@@ -342,6 +342,11 @@ fn damage_of_the_bat_and_bitmaps() {
     set_bat(&mut bytes, 3, (5632 + 512 * 3) / 512);
     set_bat(&mut bytes, 1, (5632 + 512 * 3 + STEP) / 512);
     let report = check_bytes(&bytes, CheckFormat::Vhd);
+    assert_eq!(codes(&report), ["vhd-alignment"]);
+    bytes.splice(7168..7168, [0; 8192]);
+    set_bat(&mut bytes, 3, (7168 + 8192) / 512);
+    set_bat(&mut bytes, 1, (7168 + 8192 + STEP) / 512);
+    let report = check_bytes(&bytes, CheckFormat::Vhd);
     assert_eq!(codes(&report), ["vhd-alignment", "vhd-leaked-space"]);
     let mut bytes = dynamic();
     edit_header(&mut bytes, |header| header[31] = 40);

@@ -13,6 +13,8 @@ const STRUCTURE: &str = "BAT";
 const ABSENT: u32 = u32::MAX;
 const STEP_BYTES: u64 = 1 << 20;
 const ALIGNED: u64 = 4096;
+/// Shorter gaps are there so that data, or the footer's end, is aligned.
+const PADDING_MAX: u64 = 2 * ALIGNED;
 /// Entries after the disk's end that are looked at.
 const BEYOND_MAX: u64 = 1 << 20;
 
@@ -184,7 +186,7 @@ impl Table<'_> {
         }
     }
 
-    /// Gaps between what is used; those short of 4 KiB are there for alignment.
+    /// Gaps between what is used, but for padding.
     fn check_leaks(&self, present: &[Present], report: &mut Report, facts: &mut VhdFacts) {
         let mut owned: Vec<(u64, u64)> = self
             .owned
@@ -202,7 +204,7 @@ impl Table<'_> {
         let (mut end, mut leaked) = (0, 0);
         let mut see = |from: u64, to: u64| {
             let gap = from.saturating_sub(end);
-            leaked += if gap < ALIGNED { 0 } else { gap };
+            leaked += if gap < PADDING_MAX { 0 } else { gap };
             end = end.max(to);
         };
         loop {
