@@ -44,7 +44,7 @@ const EVERYWHERE: &str = "Options of all commands";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused, with the reason and what to do; \
-4 agent not reachable";
+4 agent not reachable; `disk compare` and `disk check` have more, see their help";
 
 /// A site of the pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -3,6 +3,7 @@
 //! Owns: the commands' arguments and what they print, one module each. The work is `sitepair_disk`'s, on a thread of
 //! its own, so that Ctrl-C is heard.
 
+mod check;
 mod compare;
 mod convert;
 mod create;
@@ -39,6 +40,8 @@ pub(crate) enum DiskCommand {
     Resize(resize::ResizeArgs),
     /// Tell whether two images hold the same, whatever their formats
     Compare(compare::CompareArgs),
+    /// Look for damage in an image or change log, and mend what is safe to mend
+    Check(check::CheckArgs),
 }
 
 /// A format that the operator names.
@@ -65,6 +68,7 @@ pub(crate) async fn run(command: DiskCommand, output: Output) -> Result<(), Fail
         DiskCommand::Map(args) => map::run(&args, output),
         DiskCommand::Resize(args) => resize::run(&args, output),
         DiskCommand::Compare(args) => compare::run(args, output).await,
+        DiskCommand::Check(args) => check::run(&args, output),
     }
 }
 

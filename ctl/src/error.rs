@@ -18,6 +18,10 @@ pub(crate) enum Failure {
     Unreachable(String),
     /// Two things that were compared are different; where was printed.
     Different,
+    /// A check found warnings, which were printed.
+    FoundWarnings,
+    /// A check found errors, which were printed.
+    FoundErrors,
     /// A question whose answer can be a failure was not answered.
     Unanswered(anyhow::Error),
 }
@@ -30,6 +34,8 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Refused(_) | Self::NotFound(_) | Self::Unanswered(_) => 3,
             Self::Unreachable(_) => 4,
+            Self::FoundWarnings => 5,
+            Self::FoundErrors => 6,
         }
     }
 }
@@ -57,6 +63,8 @@ impl fmt::Display for Failure {
         match self {
             Self::Failed(e) | Self::Unanswered(e) => write!(f, "{e:#}"),
             Self::Different => f.write_str("they are different"),
+            Self::FoundWarnings => f.write_str("there are warnings"),
+            Self::FoundErrors => f.write_str("there are errors"),
             Self::Usage(text) | Self::NotFound(text) => f.write_str(text),
             Self::Refused(text) => write!(f, "refused: {text}"),
             Self::Unreachable(text) => write!(f, "not reachable: {text}"),

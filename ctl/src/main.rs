@@ -53,7 +53,10 @@ fn main() -> ExitCode {
 fn report(failure: &Failure, output: Output) {
     match output {
         // The answer was printed.
-        _ if matches!(failure, Failure::Different) => {}
+        _ if matches!(
+            failure,
+            Failure::Different | Failure::FoundWarnings | Failure::FoundErrors
+        ) => {}
         Output::Table => eprintln!("sitepair: {failure}"),
         Output::Json => {
             let failed = Failed {

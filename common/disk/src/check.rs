@@ -31,7 +31,7 @@ use std::path::Path;
 
 pub use catalogue::all as catalogue;
 pub use facts::{DiskKind, Facts, HrlFacts, LogState, RawFacts, VhdFacts, VhdxFacts};
-pub use repair::{Repaired, repair};
+pub use repair::{Mended, Repaired, repair};
 pub use report::{Counts, Finding, Kind, Report, SCHEMA, Severity};
 
 use self::source::Source;
