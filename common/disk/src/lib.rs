@@ -2,7 +2,7 @@
 //!
 //! Owns: the [`Image`] trait; raw, VHD and VHDX images, and chains of them; `.hrl` change logs; the [`storage`] traits
 //! under them, which tests make faulty; and what is done with whole files: [`create`], [`info`], [`convert`], [`compare`],
-//! [`resize`].
+//! [`resize`]; and [`check`](mod@check), which shares no logic with the formats that it looks at.
 //!
 //! Does not do: networks, async, replication. Every call blocks; callers bring threads.
 
