@@ -48,6 +48,7 @@ pub(crate) enum DiskCommand {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FormatArg {
     Raw,
+    Vhd,
     Vhdx,
 }
 
@@ -55,6 +56,7 @@ impl From<FormatArg> for Format {
     fn from(format: FormatArg) -> Self {
         match format {
             FormatArg::Raw => Self::Raw,
+            FormatArg::Vhd => Self::Vhd,
             FormatArg::Vhdx => Self::Vhdx,
         }
     }

@@ -15,6 +15,7 @@ use crate::open::{self, Format};
 use crate::parent::Parents;
 use crate::raw::RawImage;
 use crate::storage::Storage;
+use crate::vhd::{self, VhdImage};
 use crate::vhdx::{self, VhdxImage};
 
 const MIB: u32 = 1 << 20;
@@ -29,6 +30,12 @@ const VHDX_BLOCK_BYTES: u32 = 32 * MIB;
 const VHDX_CHILD_BLOCK_BYTES: u32 = 2 * MIB;
 const VHDX_BLOCK_MIN: u32 = MIB;
 const VHDX_BLOCK_MAX: u32 = 256 * MIB;
+/// What Windows takes.
+const VHD_SIZE_MAX: u64 = 2040 << 30;
+/// Windows' own choice.
+const VHD_BLOCK_BYTES: u32 = 2 * MIB;
+const VHD_BLOCK_MIN: u32 = 64 << 10;
+const VHD_BLOCK_MAX: u32 = 256 * MIB;
 /// What a signed file offset can address.
 const RAW_SIZE_MAX: u64 = i64::MAX.cast_unsigned() - 511;
 
@@ -53,6 +60,16 @@ impl fmt::Display for Kind {
     }
 }
 
+impl From<vhd::Kind> for Kind {
+    fn from(kind: vhd::Kind) -> Self {
+        match kind {
+            vhd::Kind::Dynamic => Self::Dynamic,
+            vhd::Kind::Fixed => Self::Fixed,
+            vhd::Kind::Differencing => Self::Differencing,
+        }
+    }
+}
+
 impl From<vhdx::Kind> for Kind {
     fn from(kind: vhdx::Kind) -> Self {
         match kind {
@@ -73,7 +90,7 @@ pub struct NewImage {
     pub size_bytes: u64,
     /// Unit of allocation in bytes; `None` for the format's usual one. Raw images have none.
     pub block_bytes: Option<u32>,
-    /// Logical sector, 512 or 4096 bytes; `None` for 512. Raw images do not tell theirs.
+    /// Logical sector, 512 or 4096 bytes; `None` for 512. Raw images do not tell theirs, those of a VHD have 512.
     pub sector_bytes: Option<u32>,
     /// Physical sector, 512 or 4096 bytes; `None` for 4096.
     pub physical_sector_bytes: Option<u32>,
@@ -84,14 +101,14 @@ impl NewImage {
     /// sectors.
     #[must_use]
     pub fn like(geometry: &Geometry, format: Format, kind: Kind) -> Self {
-        let tells = format != Format::Raw;
         Self {
             format,
             kind,
             size_bytes: geometry.size_bytes,
             block_bytes: None,
-            sector_bytes: tells.then_some(geometry.logical_sector_bytes),
-            physical_sector_bytes: tells.then_some(geometry.physical_sector_bytes),
+            sector_bytes: (format != Format::Raw).then_some(geometry.logical_sector_bytes),
+            physical_sector_bytes: (format == Format::Vhdx)
+                .then_some(geometry.physical_sector_bytes),
         }
     }
 
@@ -105,6 +122,7 @@ impl NewImage {
         }
         match self.format {
             Format::Raw => self.check_raw(),
+            Format::Vhd => self.check_vhd(),
             Format::Vhdx => self.check_vhdx(),
         }
     }
@@ -121,6 +139,16 @@ impl NewImage {
         check_size("a raw image", self.size_bytes, 512, RAW_SIZE_MAX)
     }
 
+    fn check_vhd(&self) -> Result<(), DiskError> {
+        if self.sector_bytes.is_some_and(|sector| sector != 512) {
+            return Err(invalid("a vhd has sectors of 512 bytes; make a vhdx"));
+        }
+        if let Some(bytes) = self.block_bytes {
+            check_block(bytes, VHD_BLOCK_MIN, VHD_BLOCK_MAX)?;
+        }
+        check_size("a vhd", self.size_bytes, 512, VHD_SIZE_MAX)
+    }
+
     fn check_vhdx(&self) -> Result<(), DiskError> {
         let sector = self.sector_bytes.unwrap_or(USUAL_SECTOR_BYTES);
         let physical = self.physical_sector();
@@ -131,7 +159,7 @@ impl NewImage {
             }
         }
         if let Some(bytes) = self.block_bytes {
-            check_vhdx_block(bytes)?;
+            check_block(bytes, VHDX_BLOCK_MIN, VHDX_BLOCK_MAX)?;
         }
         check_size("a vhdx", self.size_bytes, u64::from(sector), VHDX_SIZE_MAX)
     }
@@ -155,6 +183,19 @@ pub fn create(
     new.check()?;
     match new.format {
         Format::Raw => raw(&**storage, path, new),
+        Format::Vhd => {
+            let options = vhd::CreateOptions {
+                size_bytes: new.size_bytes,
+                block_bytes: new.block_bytes.unwrap_or(VHD_BLOCK_BYTES),
+                kind: match new.kind {
+                    Kind::Dynamic | Kind::Differencing => vhd::Kind::Dynamic,
+                    Kind::Fixed => vhd::Kind::Fixed,
+                },
+                disk_id: None,
+            };
+            let image = VhdImage::create(Arc::clone(storage), path, &options)?;
+            Ok(Arc::new(image))
+        }
         Format::Vhdx => {
             let options = vhdx::CreateOptions {
                 size_bytes: new.size_bytes,
@@ -192,9 +233,20 @@ pub fn create_over(
         Format::Raw => Err(invalid(
             "a raw image cannot have a parent; make a vhdx over a vhdx",
         )),
+        Format::Vhd => {
+            let block_bytes = block_bytes.unwrap_or(VHD_BLOCK_BYTES);
+            check_block(block_bytes, VHD_BLOCK_MIN, VHD_BLOCK_MAX)?;
+            let over = Arc::new(open::vhd_chain(storage, parent, true, parents)?);
+            let options = vhd::ChildOptions {
+                parent_path: parent.to_owned(),
+                block_bytes,
+            };
+            let image = VhdImage::create_child(Arc::clone(storage), path, &over, &options)?;
+            Ok(Arc::new(image))
+        }
         Format::Vhdx => {
             let block_bytes = block_bytes.unwrap_or(VHDX_CHILD_BLOCK_BYTES);
-            check_vhdx_block(block_bytes)?;
+            check_block(block_bytes, VHDX_BLOCK_MIN, VHDX_BLOCK_MAX)?;
             let over = Arc::new(open::vhdx_chain(storage, parent, true, parents)?);
             let options = vhdx::ChildOptions {
                 parent_path: parent.to_owned(),
@@ -248,15 +300,10 @@ fn check_size(what: &str, bytes: u64, unit: u64, most: u64) -> Result<(), DiskEr
     Err(DiskError::Invalid { what })
 }
 
-fn check_vhdx_block(bytes: u32) -> Result<(), DiskError> {
-    let range = VHDX_BLOCK_MIN..=VHDX_BLOCK_MAX;
-    if bytes.is_power_of_two() && range.contains(&bytes) {
+fn check_block(bytes: u32, least: u32, most: u32) -> Result<(), DiskError> {
+    if bytes.is_power_of_two() && (least..=most).contains(&bytes) {
         return Ok(());
     }
-    Err(no_block_size(bytes, VHDX_BLOCK_MIN, VHDX_BLOCK_MAX))
-}
-
-fn no_block_size(bytes: u32, least: u32, most: u32) -> DiskError {
     let nearest = match bytes {
         _ if bytes <= least => least.to_string(),
         _ if bytes >= most => most.to_string(),
@@ -269,7 +316,7 @@ fn no_block_size(bytes: u32, least: u32, most: u32) -> DiskError {
     let what = format!(
         "blocks of {bytes} bytes: they are a power of two from {least} to {most}; the nearest is {nearest}"
     );
-    DiskError::Invalid { what }
+    Err(DiskError::Invalid { what })
 }
 
 fn invalid(what: &str) -> DiskError {
@@ -342,7 +389,7 @@ mod tests {
     fn every_format_and_kind_is_made_and_opens_again() {
         let dir = tempfile::tempdir().unwrap();
         let storage: Arc<dyn Storage> = Arc::new(crate::storage::host::HostStorage::new());
-        for format in [Format::Raw, Format::Vhdx] {
+        for format in [Format::Raw, Format::Vhd, Format::Vhdx] {
             for kind in [Kind::Dynamic, Kind::Fixed] {
                 let path = dir.path().join(format!("{kind}.{format}"));
                 let new = NewImage {

@@ -16,7 +16,7 @@ use crate::image::{Geometry, Identity, Image};
 use crate::open::{self, Format};
 use crate::raw::RawImage;
 use crate::storage::Storage;
-use crate::vhdx;
+use crate::{vhd, vhdx};
 
 /// What a disk file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct Info {
 /// The parent of a differencing disk, as its child names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parent {
-    /// What the parent's `data_write_id` must be.
+    /// What the parent's `data_write_id` must be, or a VHD's `disk_id`.
     pub id: Uuid,
     /// Where it may be: relative to the child's folder, then absolute.
     pub paths: Vec<PathBuf>,
@@ -82,6 +82,7 @@ pub fn inspect(
             };
             Ok(plain(Format::Raw, image.geometry(), image.identity()?))
         }
+        Format::Vhd => Ok(vhd(vhd::Facts::read(&**storage, path)?)),
         Format::Vhdx => Ok(vhdx(vhdx::Facts::read(&**storage, path)?)),
     }
 }
@@ -98,6 +99,20 @@ fn plain(format: Format, geometry: Geometry, identity: Identity) -> Info {
         creator: None,
         log: None,
         parent: None,
+    }
+}
+
+fn vhd(facts: vhd::Facts) -> Info {
+    Info {
+        kind: Some(facts.kind.into()),
+        // Windows writes and shows it in the order of its bytes, unlike the ids of a VHDX.
+        disk_id: Some(Uuid::from_bytes(facts.disk_id)),
+        creator: Some(String::from_utf8_lossy(&facts.creator).trim().to_owned()),
+        parent: facts.parent.map(|link| Parent {
+            id: Uuid::from_bytes(link.id),
+            paths: link.paths,
+        }),
+        ..plain(Format::Vhd, facts.geometry, facts.identity)
     }
 }
 

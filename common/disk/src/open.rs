@@ -82,12 +82,12 @@ pub fn open_image(
         Some(Format::Raw) => Arc::new(RawImage::open_whatever_it_holds(
             &**storage, path, read_only,
         )?),
-        Some(Format::Vhd) => open_vhd(storage, &mut chain, path, read_only)?,
+        Some(Format::Vhd) => Arc::new(open_vhd(storage, &mut chain, path, read_only)?),
         Some(Format::Vhdx) => Arc::new(open_vhdx(storage, &mut chain, path, read_only)?),
         None => match probe(&**storage, path)? {
             // Looked at again, now under the lock that stays.
             Format::Raw => Arc::new(RawImage::open(&**storage, path, read_only)?),
-            Format::Vhd => open_vhd(storage, &mut chain, path, read_only)?,
+            Format::Vhd => Arc::new(open_vhd(storage, &mut chain, path, read_only)?),
             Format::Vhdx => Arc::new(open_vhdx(storage, &mut chain, path, read_only)?),
         },
     };
@@ -104,6 +104,19 @@ pub(crate) fn vhdx_chain(
 ) -> Result<VhdxImage, DiskError> {
     let mut chain = Chain::new(&**storage, parents);
     let image = open_vhdx(storage, &mut chain, path, read_only)?;
+    chain.finish(path)?;
+    Ok(image)
+}
+
+/// As [`vhdx_chain`].
+pub(crate) fn vhd_chain(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    read_only: bool,
+    parents: &Parents,
+) -> Result<VhdImage, DiskError> {
+    let mut chain = Chain::new(&**storage, parents);
+    let image = open_vhd(storage, &mut chain, path, read_only)?;
     chain.finish(path)?;
     Ok(image)
 }
@@ -129,14 +142,13 @@ fn open_vhd(
     chain: &mut Chain<'_>,
     path: &Path,
     read_only: bool,
-) -> Result<Arc<dyn Image>, DiskError> {
+) -> Result<VhdImage, DiskError> {
     chain.enter(path)?;
-    let mut find = |link: &ParentLink| {
+    let mut find = |link: &ParentLink| -> Result<Arc<dyn Image>, DiskError> {
         let parent = chain.parent_of(path, link)?;
-        open_vhd(storage, chain, &parent, true)
+        Ok(Arc::new(open_vhd(storage, chain, &parent, true)?))
     };
-    let image = VhdImage::open_with(Arc::clone(storage), path, read_only, &mut find)?;
-    Ok(Arc::new(image))
+    VhdImage::open_with(Arc::clone(storage), path, read_only, &mut find)
 }
 
 /// Opens a file and takes the lock of the mode before anything is read from it.

@@ -56,6 +56,10 @@ pub fn resize(
             };
             grow(&image, Format::Raw, size, |bytes| image.resize(bytes))
         }
+        Format::Vhd => {
+            let image = open::vhd_chain(storage, path, false, &options.parents)?;
+            grow(&image, Format::Vhd, size, |bytes| image.resize(bytes))
+        }
         Format::Vhdx => {
             let image = open::vhdx_chain(storage, path, false, &options.parents)?;
             grow(&image, Format::Vhdx, size, |bytes| image.resize(bytes))
@@ -119,7 +123,7 @@ mod tests {
     fn images_grow_and_never_shrink() {
         let dir = tempfile::tempdir().unwrap();
         let storage: Arc<dyn Storage> = Arc::new(HostStorage::new());
-        for format in [Format::Raw, Format::Vhdx] {
+        for format in [Format::Raw, Format::Vhd, Format::Vhdx] {
             let path = dir.path().join(format!("disk.{format}"));
             let new = NewImage {
                 format,

@@ -80,6 +80,42 @@ pub struct ChildOptions {
     pub block_bytes: u32,
 }
 
+/// What a file says of itself, without its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Fixed facts of the image.
+    pub geometry: Geometry,
+    /// Identity of the content.
+    pub identity: Identity,
+    /// How it takes space.
+    pub kind: Kind,
+    /// The disk's own id, as stored.
+    pub disk_id: [u8; 16],
+    /// Who made the file: four bytes, mostly letters.
+    pub creator: [u8; 4],
+    /// What a differencing disk says of its parent, which is not looked for.
+    pub parent: Option<ParentLink>,
+}
+
+impl Facts {
+    /// Reads them, under a shared lock that is released again.
+    ///
+    /// # Errors
+    /// Those of [`VhdImage::open`] for reading, other than that the disk has a parent.
+    pub fn read(storage: &dyn Storage, path: &Path) -> Result<Self, DiskError> {
+        let file = crate::open::open_locked(storage, path, true)?;
+        let core = open::look(file, path, true)?;
+        Ok(Self {
+            geometry: core.geometry(),
+            identity: core.identity()?,
+            kind: core.kind,
+            disk_id: core.footer.unique_id(),
+            creator: core.footer.creator(),
+            parent: core.parent_link,
+        })
+    }
+}
+
 /// A VHD file that is open.
 pub struct VhdImage {
     kind: Kind,

@@ -91,6 +91,7 @@ fn by_name(file: &Path) -> Option<Format> {
     let extension = file.extension()?.to_str()?.to_ascii_lowercase();
     match extension.as_str() {
         "raw" | "img" => Some(Format::Raw),
+        "vhd" => Some(Format::Vhd),
         "vhdx" => Some(Format::Vhdx),
         _ => None,
     }
@@ -174,6 +175,7 @@ mod tests {
         for (name, format) in [
             ("a.vhdx", Format::Vhdx),
             ("A.VHDX", Format::Vhdx),
+            ("a.vhd", Format::Vhd),
             ("a.raw", Format::Raw),
             ("a.b.img", Format::Raw),
         ] {

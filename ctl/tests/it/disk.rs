@@ -8,9 +8,11 @@ const SIZE: u64 = 40 * MIB + 512;
 /// Log, tables, and whole pages for parts of them.
 const OVERHEAD: u64 = 8 * MIB;
 /// Formats by the endings of their names, kinds of the new image.
-const TARGETS: [(&str, &str); 4] = [
+const TARGETS: [(&str, &str); 6] = [
     ("raw", "dynamic"),
     ("raw", "fixed"),
+    ("vhd", "dynamic"),
+    ("vhd", "fixed"),
     ("vhdx", "dynamic"),
     ("vhdx", "fixed"),
 ];
@@ -43,7 +45,7 @@ fn each_format_becomes_each_other() {
         sources.push(name);
     }
     for source in &sources[1..] {
-        for format in ["raw", "vhdx"] {
+        for format in ["raw", "vhd", "vhdx"] {
             let name = format!("from-{source}.{format}");
             let done = json(&folder, &["convert", source, &name]);
             assert_eq!(number(&done, "size_bytes"), SIZE);
@@ -55,11 +57,13 @@ fn each_format_becomes_each_other() {
 }
 
 fn judge(folder: &Folder, name: &str, format: &str) {
-    let compare = ["compare", "-f", "raw", "-F", format, "source.raw", name];
+    let qemus = if format == "vhd" { "vpc" } else { format };
+    let compare = ["compare", "-f", "raw", "-F", qemus, "source.raw", name];
     folder.qemu_img_ok(&compare);
-    if format != "raw" {
+    if format == "vhdx" {
         folder.qemu_img_ok(&["check", "-f", format, name]);
     }
+    folder.ok(&["check", name]);
     folder.ok(&["compare", "--strict", "source.raw", name]);
 }
 

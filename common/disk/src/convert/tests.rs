@@ -71,7 +71,7 @@ fn names(storage: &FakeStorage) -> Vec<PathBuf> {
 /// removes what was left.
 #[test]
 fn a_crash_leaves_the_whole_copy_or_none() {
-    for format in [Format::Raw, Format::Vhdx] {
+    for format in [Format::Raw, Format::Vhd, Format::Vhdx] {
         let storage = FakeStorage::new();
         let from = source(&storage);
         let before = storage.operation_count();
@@ -103,7 +103,7 @@ fn a_crash_leaves_the_whole_copy_or_none() {
 
 #[test]
 fn failures_and_stops_leave_nothing() {
-    for format in [Format::Raw, Format::Vhdx] {
+    for format in [Format::Raw, Format::Vhd, Format::Vhdx] {
         let storage = FakeStorage::new();
         let from = source(&storage);
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());

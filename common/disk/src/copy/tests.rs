@@ -57,7 +57,7 @@ fn data_bytes(image: &dyn Image) -> u64 {
 fn content_is_kept_and_zeros_take_no_space() {
     let dir = tempfile::tempdir().unwrap();
     let kinds = [Kind::Dynamic, Kind::Fixed];
-    let formats = [Format::Raw, Format::Vhdx];
+    let formats = [Format::Raw, Format::Vhd, Format::Vhdx];
     for from_format in formats {
         let from = image(
             dir.path(),

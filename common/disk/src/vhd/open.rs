@@ -49,6 +49,22 @@ pub(super) fn open_file(
     read_only: bool,
     find: &mut Find<'_>,
 ) -> Result<Core, DiskError> {
+    let mut core = look(file, path, read_only)?;
+    let geometry = core.geometry();
+    if let (Some(link), Some(blocks)) = (&core.parent_link, &mut core.blocks) {
+        let parent = find(link)?;
+        parent::check(path, link, &*parent, &geometry)?;
+        blocks.parent = Some(parent);
+    }
+    Ok(core)
+}
+
+/// As [`open_file`], without the parent that a differencing disk needs before it is read.
+pub(super) fn look(
+    file: Arc<dyn BlockFile>,
+    path: &Path,
+    read_only: bool,
+) -> Result<Core, DiskError> {
     let name = path.display().to_string();
     let length = file
         .length()
@@ -81,18 +97,9 @@ pub(super) fn open_file(
         file,
     };
     if kind == Kind::Differencing {
-        let geometry = core.geometry();
-        let blocks = core.blocks.as_mut().expect("it has blocks");
-        let link = locator::link(
-            &*core.file,
-            &core.name,
-            &blocks.header,
-            blocks.header_offset,
-        )?;
-        let parent = find(&link)?;
-        parent::check(path, &link, &*parent, &geometry)?;
-        blocks.parent = Some(parent);
-        core.parent_link = Some(link);
+        let blocks = core.blocks.as_ref().expect("it has blocks");
+        let (header, at) = (&blocks.header, blocks.header_offset);
+        core.parent_link = Some(locator::link(&*core.file, &core.name, header, at)?);
     }
     Ok(core)
 }

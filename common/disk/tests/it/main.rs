@@ -1,6 +1,6 @@
 //! Disk files as other programs see them.
 
-mod vhd;
 mod check;
+mod vhd;
 mod vhdx;
 mod vhdx_parents;

@@ -25,9 +25,9 @@ use crate::table::{Table, median, ratio, real};
 use crate::{Args, cpu, mixed, say};
 
 /// Formats: the ending of our files' names, which tells us the format, and QEMU's name for it.
-const FORMATS: [(&str, &str); 2] = [("raw", "raw"), ("vhdx", "vhdx")];
+const FORMATS: [(&str, &str); 3] = [("raw", "raw"), ("vhd", "vpc"), ("vhdx", "vhdx")];
 /// Formats that take space as they are written.
-const DYNAMIC: [(&str, &str); 1] = [("vhdx", "vhdx")];
+const DYNAMIC: [(&str, &str); 2] = [("vhd", "vpc"), ("vhdx", "vhdx")];
 
 /// Size of the new images that are written to at random.
 const FRESH_BYTES: u64 = 4 << 30;
