@@ -1,9 +1,10 @@
 //! Change logs: `.hrl` files, version 2 of the Hyper-V Replica Log format that Microsoft publishes as `[MS-HRL]`.
 //!
-//! Owns: the format; [`HrlWriter`], which appends; [`HrlReader`], which trusts nothing.
+//! Owns: the format; [`HrlWriter`], which appends; [`HrlReader`], which trusts nothing, and [`HrlReader::recover`],
+//! which finds what can be trusted of a log that was not closed; [`apply`], which brings a chain of logs into an image.
 //!
-//! Does not do: syncing (the caller syncs once, for all files of a cycle), chains (the caller compares the ids),
-//! strong hashes (the format has none; the caller keeps one beside the file), the disk's size (the image checks).
+//! Does not do: syncing of logs (the caller syncs once, for all files of a cycle), strong hashes (the format has
+//! none; the caller keeps one beside the file).
 //!
 //! # The file
 //! All numbers are little-endian; structures are packed.
@@ -54,8 +55,9 @@
 //!
 //! # What a torn file is
 //! EOL is 0 from creation until [`HrlWriter::finish`] writes the header again: a file without it was
-//! not closed cleanly, and is worth nothing. EOL is written without a sync between it and the data, so
-//! *a file with EOL is complete only if the caller's sync returned* and he noted that elsewhere.
+//! not closed cleanly, and [`HrlReader::open`] refuses it. EOL is written without a sync between it and the data, so
+//! *a file with EOL is complete only if the caller's sync returned* and he noted that elsewhere. What can still be
+//! had of a torn file, and why, is told at [`HrlReader::recover`].
 
 use std::fmt;
 
@@ -63,13 +65,16 @@ use uuid::Uuid;
 
 use crate::error::DiskError;
 
+pub mod apply;
 pub(crate) mod format;
 mod info;
 mod reader;
+mod recover;
 mod writer;
 
 pub use info::HrlInfo;
 pub use reader::{HrlEntries, HrlEntry, HrlReader};
+pub use recover::{HrlRecovered, HrlTail};
 pub use writer::{HrlOptions, HrlSealed, HrlWriter};
 
 /// Seconds since 2000-01-01 00:00:00 UTC, as the format counts time.

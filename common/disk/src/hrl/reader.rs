@@ -37,14 +37,16 @@ pub struct HrlEntry {
     pub is_zeros: bool,
 }
 
-/// A closed log, opened for reading.
+/// A log, opened for reading: closed and whole, or what [`recover`](Self::recover) found of it.
 pub struct HrlReader {
-    file: Arc<dyn BlockFile>,
-    name: String,
+    pub(super) file: Arc<dyn BlockFile>,
+    pub(super) name: String,
     info: HrlInfo,
-    metadata_bytes: u32,
+    pub(super) metadata_bytes: u32,
     end: u64,
-    blocks: Vec<u64>,
+    pub(super) blocks: Vec<u64>,
+    /// How many entries are given out, where it is not what the header says: a recovered log's.
+    pub(super) trusted: Option<u64>,
 }
 
 impl HrlReader {
@@ -68,9 +70,10 @@ impl HrlReader {
     pub fn of(file: Arc<dyn BlockFile>, name: String) -> Result<Self, HrlError> {
         let (header, holds) = read_header(&*file, &name)?;
         check_header(&header, &name)?;
-        let length = file
-            .length()
-            .map_err(|e| DiskError::io(format!("read the length of change log {name}"), e))?;
+        if header.eol == 0 {
+            return Err(HrlError::NotClosed { name });
+        }
+        let length = length_of(&*file, &name)?;
         let first = format::HEADER_BYTES as u64;
         let smallest = first + u64::from(header.metadata_bytes);
         if !(smallest..=length).contains(&header.eol) {
@@ -84,9 +87,37 @@ impl HrlReader {
             metadata_bytes: header.metadata_bytes,
             end: header.eol,
             blocks: Vec::new(),
+            trusted: None,
         };
         reader.find_blocks()?;
         Ok(reader)
+    }
+
+    /// A reader that knows no blocks yet, whatever the header says of the end.
+    pub(super) fn without_blocks(file: Arc<dyn BlockFile>, name: String) -> Result<Self, HrlError> {
+        let (header, holds) = read_header(&*file, &name)?;
+        check_header(&header, &name)?;
+        Ok(Self {
+            end: length_of(&*file, &name)?,
+            file,
+            name,
+            info: HrlInfo::of(&header, holds),
+            metadata_bytes: header.metadata_bytes,
+            blocks: Vec::new(),
+            trusted: None,
+        })
+    }
+
+    /// Its name, for messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it was not closed cleanly, or is damaged, so that this is only its beginning.
+    #[must_use]
+    pub fn is_partial(&self) -> bool {
+        self.trusted.is_some()
     }
 
     /// What its header says.
@@ -216,7 +247,19 @@ impl HrlReader {
 
     /// Reads and checks all entries of one block.
     fn read_block(&self, index: usize) -> Result<Vec<HrlEntry>, DiskError> {
-        let at = self.blocks[index];
+        let data_offset = match index.checked_sub(1) {
+            None => format::HEADER_BYTES as u64,
+            Some(before) => self.blocks[before] + u64::from(self.metadata_bytes),
+        };
+        self.read_block_at(self.blocks[index], data_offset)
+    }
+
+    /// As `read_block`, of a block at `at` whose data begins at `data_offset`.
+    pub(super) fn read_block_at(
+        &self,
+        at: u64,
+        mut data_offset: u64,
+    ) -> Result<Vec<HrlEntry>, DiskError> {
         let size = usize::try_from(self.metadata_bytes).expect("at most METADATA_BYTES_MAX");
         let mut block = vec![0; size];
         self.file
@@ -231,10 +274,6 @@ impl HrlReader {
             .and_then(BlockHeader::decode)
             .ok_or_else(|| self.block_damage(at, "its checksum does not hold".into()))?;
         let valid = usize::try_from(header.valid_entries).unwrap_or(usize::MAX);
-        let mut data_offset = match index.checked_sub(1) {
-            None => format::HEADER_BYTES as u64,
-            Some(before) => self.blocks[before] + u64::from(self.metadata_bytes),
-        };
         let mut entries = Vec::with_capacity(valid.min(size / SLOT_BYTES));
         for slot in slots.take(valid) {
             let entry = self.check_entry(at, RawEntry::decode(slot), data_offset)?;
@@ -295,7 +334,7 @@ impl HrlReader {
         }
     }
 
-    fn failed(&self, what: &'static str, at: u64, error: io::Error) -> DiskError {
+    pub(super) fn failed(&self, what: &'static str, at: u64, error: io::Error) -> DiskError {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             return self.block_damage(at, format!("the file ends before its {what}"));
         }
@@ -320,12 +359,12 @@ fn check_header(header: &Header, name: &str) -> Result<(), HrlError> {
     if !size.is_multiple_of(format::SECTOR_BYTES) || !allowed.contains(&size) {
         return Err(header_damage(56, format!("metadata blocks of {size} bytes")).into());
     }
-    if header.eol == 0 {
-        return Err(HrlError::NotClosed {
-            name: name.to_owned(),
-        });
-    }
     Ok(())
+}
+
+fn length_of(file: &dyn BlockFile, name: &str) -> Result<u64, DiskError> {
+    file.length()
+        .map_err(|e| DiskError::io(format!("read the length of change log {name}"), e))
 }
 
 fn header_damage(at: usize, detail: String) -> DiskError {
@@ -350,6 +389,10 @@ impl Iterator for HrlEntries<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.done {
+            if self.reader.trusted == Some(self.given) {
+                self.done = true;
+                return None;
+            }
             if let Some(entry) = self.block.next() {
                 self.given += 1;
                 return Some(Ok(entry));
