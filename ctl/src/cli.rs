@@ -88,7 +88,7 @@ pub(crate) enum Command {
     Export(PointArgs),
     /// Stop serving a recovery point
     Unexport(PointArgs),
-    /// Look into change logs
+    /// Look into change logs, check them, apply them to an image
     #[command(subcommand)]
     Hrl(HrlCommand),
     /// Look at, make, convert and compare image files; needs no agent
@@ -228,9 +228,40 @@ pub(crate) struct PointArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum HrlCommand {
-    /// Print a change log's header and entries
+    /// Print a change log's header and entries; of one that was not closed, those that can be trusted
     Inspect {
         /// The file
         file: PathBuf,
     },
+    /// Read change logs whole and check all that they say of themselves, and that each follows the one before
+    Verify {
+        /// The files, oldest first
+        #[arg(required = true, value_name = "LOG")]
+        logs: Vec<PathBuf>,
+    },
+    /// Write the content of change logs into an image that no one has open
+    ///
+    /// All logs are checked first; a refusal leaves the image as it was. After a crash, apply the same logs again.
+    Apply(HrlApplyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HrlApplyArgs {
+    /// The change logs, oldest first, without a gap
+    #[arg(required = true, value_name = "LOG")]
+    pub(crate) logs: Vec<PathBuf>,
+    /// The image
+    pub(crate) image: PathBuf,
+    /// Format of the image, when it cannot be told from the file
+    #[arg(long, value_name = "raw|vhdx", value_parser = ["raw", "vhdx"])]
+    pub(crate) format: Option<String>,
+    /// Apply what can be trusted of the last log although it was not closed cleanly
+    #[arg(long)]
+    pub(crate) partial: bool,
+    /// Apply although the image's data-write id is not that of the logs
+    ///
+    /// The id of a VHDX changes with each session that writes: needed for an image that was written since, be it by
+    /// `hrl apply` itself.
+    #[arg(long)]
+    pub(crate) any_disk: bool,
 }

@@ -78,6 +78,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let command = match cli.command {
         Command::Init(args) => return print(output, &init::init(&args)?, table::done),
         Command::Hrl(HrlCommand::Inspect { file }) => return hrl::inspect(&file, output),
+        Command::Hrl(HrlCommand::Verify { logs }) => return hrl::verify(&logs, output),
+        Command::Hrl(HrlCommand::Apply(args)) => {
+            return print(output, &hrl::apply(&args)?, table::done);
+        }
         Command::Disk(command) => return disk::run(command, output).await,
         Command::Completions { shell } => {
             clap_complete::generate(
