@@ -1,8 +1,9 @@
-//! One command for each chore: `cargo xtask demo`, `test`, `lint`, `bench`.
+//! One command for each chore: `cargo xtask demo`, `test`, `lint`, `bench`, `fuzz`.
 //!
 //! Owns no logic of the product. It runs cargo, and installs what the tests need where it may; it
 //! says each command before it runs it. Has next to no dependencies, so that it starts at once.
 
+mod fuzz;
 mod install;
 mod run;
 
@@ -20,7 +21,10 @@ usage: cargo xtask <chore>
   demo [--keep]    build, then show replication, failover and failback on this machine
   test [FILTER]    install what the tests need, then run all of them, or those that match
   lint             formatting, clippy with warnings as errors, and the rules of tests/tests/tidy.rs
-  bench [NAME]     build in release mode, then measure, all or one measurement";
+  bench [NAME]     build in release mode, then measure, all or one measurement
+  fuzz [--seconds N] [TARGET]
+                   give hostile bytes to every parser, or to one, for N seconds in all (60):
+                   with cargo-fuzz where it is installed, otherwise with mutations from a seed";
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test(rest),
         ["lint"] => lint(),
         ["bench", rest @ ..] => bench(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         ["--help" | "-h" | "help"] => {
             run::say(USAGE);
             return ExitCode::SUCCESS;

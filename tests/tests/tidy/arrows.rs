@@ -6,7 +6,7 @@ use std::fs;
 use crate::tree::{Source, report, root, sources};
 
 /// Each crate, and which of our crates it may depend on.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("sitepair-model", &[]),
     ("sitepair-certs", &["sitepair-model"]),
     ("sitepair-disk", &["sitepair-model"]),
@@ -40,6 +40,10 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "sitepair-model",
             "sitepair-proto",
         ],
+    ),
+    (
+        "sitepair-fuzzing",
+        &["sitepair-disk", "sitepair-model", "sitepair-proto"],
     ),
     ("xtask", &[]),
 ];
