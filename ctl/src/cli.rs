@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::disk::DiskCommand;
+use crate::disk::{DiskCommand, FormatArg};
 
 /// Operates a pair of sitepair agents: protects virtual machines, watches replication, fails over.
 #[derive(Debug, Parser)]
@@ -253,8 +253,8 @@ pub(crate) struct HrlApplyArgs {
     /// The image
     pub(crate) image: PathBuf,
     /// Format of the image, when it cannot be told from the file
-    #[arg(long, value_name = "raw|vhdx", value_parser = ["raw", "vhdx"])]
-    pub(crate) format: Option<String>,
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<FormatArg>,
     /// Apply what can be trusted of the last log although it was not closed cleanly
     #[arg(long)]
     pub(crate) partial: bool,

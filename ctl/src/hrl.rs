@@ -11,6 +11,7 @@ use serde::Serialize;
 use sitepair_disk::hrl::apply::{ApplyError, ApplyOptions, apply_chain, check_chain};
 use sitepair_disk::hrl::{HrlError, HrlInfo, HrlReader, HrlRecovered, HrlTail};
 use sitepair_disk::open::{Format, OpenOptions, open_image};
+use sitepair_disk::parent::Parents;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::{DiskError, ErrorKind};
@@ -227,12 +228,9 @@ pub(crate) fn apply(args: &HrlApplyArgs) -> Result<Done, Failure> {
         readers.push(open(&*storage, file)?);
     }
     let options = OpenOptions {
-        format: match args.format.as_deref() {
-            Some("raw") => Some(Format::Raw),
-            Some("vhdx") => Some(Format::Vhdx),
-            _ => None,
-        },
+        format: args.format.map(Format::from),
         read_only: false,
+        parents: Parents::Refused,
     };
     let image = open_image(&storage, &args.image, options).map_err(|e| match e.kind() {
         ErrorKind::Locked => Failure::Refused(format!("{e}: stop the agent or guest that has it")),
