@@ -3,4 +3,5 @@
 mod disk;
 mod disk_check;
 mod disk_failures;
+mod hrl;
 mod run;
