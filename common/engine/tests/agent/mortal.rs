@@ -11,6 +11,7 @@ use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_engine::catalog::{
     AuditRow, Catalog, CatalogError, GroupRow, JobRow, LogRow, PointRow, SqliteCatalog,
 };
+use sitepair_model::group::{Role, RoleRecord};
 use sitepair_model::ids::{Cycle, GroupId};
 
 /// When a life ends at the catalogue.
@@ -27,6 +28,7 @@ pub(crate) struct Mortal {
     pub(crate) storage: FakeStorage,
     catalog: Arc<SqliteCatalog>,
     life: Mutex<Life>,
+    before_hand_over: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 struct Life {
@@ -51,6 +53,7 @@ impl Mortal {
             storage,
             catalog,
             life: Mutex::new(life),
+            before_hand_over: Mutex::new(None),
         })
     }
 
@@ -74,6 +77,11 @@ impl Mortal {
     /// the wrong moment. The agent lives on; its catalogue fails from then on.
     pub(crate) fn doubt_after(&self, changes: u64) {
         self.life.lock().unwrap().doubtful_after = Some(changes);
+    }
+
+    /// Does this once, between the decision to hand over and its record.
+    pub(crate) fn before_hand_over(&self, act: impl FnOnce() + Send + 'static) {
+        *self.before_hand_over.lock().unwrap() = Some(Box::new(act));
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {
@@ -160,6 +168,10 @@ impl Catalog for Mortal {
         self.write(|c| c.remove_group(group))
     }
     fn put_role(&self, group: GroupId, record: &[u8]) -> Result<(), CatalogError> {
+        if RoleRecord::decode(record).is_ok_and(|r| matches!(r.role, Role::Quiescing { .. })) {
+            let act = self.before_hand_over.lock().unwrap().take();
+            act.into_iter().for_each(|act| act());
+        }
         self.write(|c| c.put_role(group, record))
     }
     fn role(&self, group: GroupId) -> Result<Option<Vec<u8>>, CatalogError> {
