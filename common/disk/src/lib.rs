@@ -12,6 +12,7 @@ pub mod convert;
 pub mod copy;
 pub mod create;
 pub mod error;
+mod flush;
 pub mod hrl;
 pub mod image;
 pub mod info;

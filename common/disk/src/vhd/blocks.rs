@@ -31,10 +31,10 @@ use super::bat::Bat;
 use super::below::{below_is_zero, read_below};
 use super::bitmap::Bitmap;
 use super::core::{Core, punch};
-use super::durable::lock;
 use super::layout::{Header, SECTOR, Shape, to_u64, to_usize};
 use super::space::Space;
 use crate::error::DiskError;
+use crate::flush::lock;
 use crate::image::{Image, ZeroMode};
 
 /// More stripes than threads that could meet; each costs a few bytes.

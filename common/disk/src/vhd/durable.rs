@@ -1,6 +1,6 @@
 //! What makes changes durable, and keeps the file whole around them.
 //!
-//! Owns: the flush sequencer, the poison, the first change of a session, closing.
+//! Owns: what a flush is, the first change of a session, closing.
 //!
 //! A flush is one sync: bytes, bitmaps and table are written before the change is answered, in an order
 //! that needs no sync between them (see `blocks`). So a killed process loses nothing that was
@@ -14,57 +14,21 @@
 //! 3. While the end of the file is changed, the copy of the footer at its start is right and durable.
 
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::blocks::Blocks;
 use super::core::Core;
 use super::layout::{PAGE, SECTOR, footer_after};
 use super::space::Space;
 use crate::error::DiskError;
-
-/// A panic elsewhere does not change what the lock protects; poisoning is by [`Poison`] only.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The first failure that made the file unusable.
-#[derive(Default)]
-pub(super) struct Poison(OnceLock<String>);
-
-impl Poison {
-    pub(super) fn check(&self) -> Result<(), DiskError> {
-        match self.0.get() {
-            None => Ok(()),
-            Some(first) => Err(DiskError::Poisoned {
-                first: first.clone(),
-            }),
-        }
-    }
-
-    /// Remembers the failure, if it is the first, and gives it out as an error.
-    fn set(&self, action: String, source: io::Error) -> DiskError {
-        let first = format!("{action}: {source}");
-        if self.0.set(first.clone()).is_ok() {
-            tracing::error!(failure = first, "the image is poisoned");
-        }
-        DiskError::io(action, source)
-    }
-}
-
-/// Lets concurrent flushes share one.
-#[derive(Default)]
-struct Rounds {
-    begun: u64,
-    ended: u64,
-}
+use crate::flush::{Poison, Sequencer, lock};
 
 /// State of the durable side of an open image.
 #[derive(Default)]
 pub(super) struct Durable {
     pub(super) poison: Poison,
-    rounds: Mutex<Rounds>,
-    round_ended: Condvar,
+    sequencer: Sequencer,
     changes_made: AtomicU64,
     changes_durable: AtomicU64,
     /// Something was written since the last sync began.
@@ -100,27 +64,9 @@ impl Core {
     /// Makes everything durable that was written before the call, answered or not.
     pub(super) fn flush(&self) -> Result<(), DiskError> {
         let durable = &self.durable;
-        let mut rounds = lock(&durable.rounds);
-        // A round that has begun may have missed our writes; the next one has them.
-        let needed = rounds.begun + 1;
-        loop {
-            durable.poison.check()?;
-            if rounds.ended >= needed {
-                return Ok(());
-            }
-            if rounds.begun == rounds.ended {
-                rounds.begun += 1;
-                drop(rounds);
-                let result = self.flush_round();
-                lock(&durable.rounds).ended += 1;
-                durable.round_ended.notify_all();
-                return result;
-            }
-            rounds = durable
-                .round_ended
-                .wait(rounds)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        durable
+            .sequencer
+            .flush(&durable.poison, || self.flush_round())
     }
 
     fn flush_round(&self) -> Result<(), DiskError> {

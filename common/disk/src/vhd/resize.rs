@@ -16,10 +16,10 @@ use super::Kind;
 use super::blocks::Blocks;
 use super::core::{Core, write_zeros};
 use super::create::reserve;
-use super::durable::lock;
 use super::layout::{MAX_DISK_BYTES, SECTOR, bat_bytes, footer_after, to_u64};
 use super::space::Space;
 use crate::error::DiskError;
+use crate::flush::lock;
 
 impl Core {
     /// Grows the disk to `size_bytes`.

@@ -17,11 +17,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use super::durable::lock;
 use super::entry::Page;
 use super::layout::{PAGE, PAGE_BYTES, to_usize};
 use super::replay::View;
 use crate::error::DiskError;
+use crate::flush::lock;
 
 const PAGE_BITS: u64 = PAGE * 8;
 /// Pages in memory, those with changes not counted: 8 MiB, the bits of 32 GiB with sectors of 512 bytes.

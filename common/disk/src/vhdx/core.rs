@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use super::Kind;
 use super::bat::Bat;
 use super::bitmap::Bitmaps;
-use super::durable::{Durable, lock};
+use super::durable::Durable;
 use super::journal::Headers;
 use super::layout::{BatEntry, Found, Span, to_u64, to_usize};
 use super::metadata::Parameters;
@@ -25,6 +25,7 @@ use super::partial::Content;
 use super::replay::View;
 use super::space::Space;
 use crate::error::DiskError;
+use crate::flush::lock;
 use crate::image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
 use crate::storage::{BlockFile, FileExtent};
 

@@ -1,7 +1,7 @@
 //! What makes changes durable, in which order.
 //!
-//! Owns: which pages of the BAT and of bitmaps were changed and not yet logged, space trimmed and not yet free, the flush
-//! sequencer, the poison. A flush with changed pages is
+//! Owns: which pages of the BAT and of bitmaps were changed and not yet logged, space trimmed and not yet free.
+//! A flush with changed pages is
 //!
 //! ```text
 //! [sync]          only if bytes hide others: in space that is not known to be zero, or a parent's
@@ -28,8 +28,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::bitmap::BitmapPage;
 use super::core::Core;
@@ -37,35 +37,7 @@ use super::entry::Page;
 use super::journal::{FileLength, Journal};
 use super::layout::{BatEntry, NO_GUID, PAGE, Span, random_guid, to_usize};
 use crate::error::DiskError;
-
-/// A panic elsewhere does not change what the lock protects; poisoning is by [`Poison`] only.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The first failure that made the file unusable.
-#[derive(Default)]
-pub(super) struct Poison(OnceLock<String>);
-
-impl Poison {
-    pub(super) fn check(&self) -> Result<(), DiskError> {
-        match self.0.get() {
-            None => Ok(()),
-            Some(first) => Err(DiskError::Poisoned {
-                first: first.clone(),
-            }),
-        }
-    }
-
-    /// Remembers the failure, if it is the first, and gives it out as an error.
-    pub(super) fn set(&self, action: String, source: io::Error) -> DiskError {
-        let first = format!("{action}: {source}");
-        if self.0.set(first.clone()).is_ok() {
-            tracing::error!(failure = first, "the image is poisoned");
-        }
-        DiskError::io(action, source)
-    }
-}
+use crate::flush::{Poison, Sequencer, lock};
 
 /// A page that changes through the log. Bitmaps come first: where a batch needs more than one entry, no entry of
 /// the BAT makes a block partially present before its bits are right.
@@ -108,19 +80,6 @@ struct Batch {
     freed: Vec<u64>,
     data_first: bool,
     changes: u64,
-}
-
-/// Lets concurrent flushes share one.
-#[derive(Default)]
-pub(super) struct Sequencer {
-    rounds: Mutex<Rounds>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct Rounds {
-    begun: u64,
-    ended: u64,
 }
 
 /// State of the durable side of an open image.
@@ -317,28 +276,10 @@ impl Core {
 
     /// Makes everything durable that was answered before the call.
     pub(super) fn flush(&self) -> Result<(), DiskError> {
-        let sequencer = &self.durable.sequencer;
-        let mut rounds = lock(&sequencer.rounds);
-        // A round that has begun may have missed our writes; the next one has them.
-        let needed = rounds.begun + 1;
-        loop {
-            self.durable.poison.check()?;
-            if rounds.ended >= needed {
-                return Ok(());
-            }
-            if rounds.begun == rounds.ended {
-                rounds.begun += 1;
-                drop(rounds);
-                let result = self.flush_round();
-                lock(&sequencer.rounds).ended += 1;
-                sequencer.ended.notify_all();
-                return result;
-            }
-            rounds = sequencer
-                .ended
-                .wait(rounds)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let durable = &self.durable;
+        durable
+            .sequencer
+            .flush(&durable.poison, || self.flush_round())
     }
 
     fn flush_round(&self) -> Result<(), DiskError> {

@@ -7,8 +7,9 @@
 use std::path::Path;
 
 use super::layout::NO_GUID;
-use super::{Kind, durable, open};
+use super::{Kind, open};
 use crate::error::DiskError;
+use crate::flush::lock;
 use crate::image::{Geometry, Identity};
 use crate::parent::ParentLink;
 use crate::storage::{OpenMode, Storage};
@@ -49,7 +50,7 @@ impl Facts {
         let core = open::look(file, path, true)?;
         let mut creator = [0; CREATOR_BYTES];
         core.view.read(&mut creator, CREATOR_OFFSET)?;
-        let header = durable::lock(&core.headers).current.clone();
+        let header = lock(&core.headers).current.clone();
         Ok(Self {
             geometry: core.geometry(),
             identity: core.identity()?,

@@ -11,10 +11,10 @@
 use super::bat::stretch;
 use super::core::Core;
 use super::create::reserve;
-use super::durable::lock;
 use super::layout::{BatEntry, Found, PAGE, Span, to_u64, to_usize};
 use super::replay::write_zeros;
 use crate::error::DiskError;
+use crate::flush::lock;
 
 /// BAT entries on one page.
 const PAGE_ENTRIES: u64 = PAGE / 8;
