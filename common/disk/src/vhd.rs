@@ -21,6 +21,8 @@
 //!    blocks that are in the file.
 //! 3. What was answered is in the file: a kill of the process loses nothing. What was flushed is durable.
 //! 4. A request holds the gate shared; closing and growing hold it alone.
+//! 5. No table of a dynamic disk names a block that we placed before its bitmap of ones is durable: programs that ask
+//!    bitmaps and programs that do not show the same.
 
 mod bat;
 mod below;

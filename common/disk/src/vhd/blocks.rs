@@ -7,14 +7,17 @@
 //! log, so each change is written in an order in which every part of it may be lost:
 //!
 //! ```text
-//! new block, zeros below it        bytes; bitmap of ones; table. All lands in room known to be zero: what is lost
-//!                                  reads as zeros, as it did before
+//! new block, dynamic               bytes; table. The bitmap of ones is durable since the file grew (see `space`),
+//!                                  the rest is known to be zero: what is lost reads as zeros, as it did before,
+//!                                  whether a program asks bitmaps or not
+//! new block, zeros below it        bytes; bitmap of ones; table. What is lost shows the parent's zeros
 //! sectors over a parent's bytes    bytes, sync, bitmap, table: a bit must not be durable before its bytes
 //! zeros over a parent's bytes,     bitmap, table: the bytes are zero already
 //!   in a new block
 //! dynamic block of another         clear sectors zeroed, sync, bitmap of ones: once for each block
 //!   program, bits clear
 //! ```
+//! A clear bit of a dynamic disk, which only other programs leave, is zeros to us; QEMU shows the bytes there.
 //! "sync" is a flush that concurrent writers share.
 //!
 //! Does not do: changes of the file's end (see `durable`), flushes.
@@ -359,13 +362,15 @@ impl Core {
             Bitmap::empty(blocks.shape).with(piece.first(), piece.count(), counted)
         };
         let sector = u32::try_from(place / SECTOR).expect("the file was kept below 2 TiB");
+        // A dynamic disk's place has its bitmap already.
+        if blocks.parent.is_some() {
+            self.file
+                .write_at(&bitmap.encode(blocks.shape), place)
+                .map_err(|e| self.fatal("write a bitmap", e))?;
+        }
         self.file
-            .write_at(&bitmap.encode(blocks.shape), place)
-            .and_then(|()| {
-                self.file
-                    .write_at(&sector.to_be_bytes(), blocks.bat.entry_offset(piece.block))
-            })
-            .map_err(|e| self.fatal("write a bitmap or the BAT", e))?;
+            .write_at(&sector.to_be_bytes(), blocks.bat.entry_offset(piece.block))
+            .map_err(|e| self.fatal("write the BAT", e))?;
         self.durable.note_change();
         stripe.insert(piece.block, bitmap);
         blocks.bat.publish(piece.block, sector);
@@ -373,12 +378,13 @@ impl Core {
         Ok(())
     }
 
-    /// Room for a block, known to be zero.
+    /// Room for a block, known to be zero; in a dynamic disk with its bitmap.
     fn take_place(&self, blocks: &Blocks) -> Result<u64, DiskError> {
         let mut space = lock(&blocks.space);
         if let Some(&place) = space.spoiled.last() {
-            let length = blocks.shape.stored_bytes();
-            punch(&*self.file, place, length).map_err(self.failed("clean", length, place))?;
+            // The bitmap is as it was: it is written last, and a failure of that is final.
+            let (at, length) = (place + blocks.shape.bitmap_bytes, blocks.shape.block_bytes);
+            punch(&*self.file, at, length).map_err(self.failed("clean", length, at))?;
             // Zero before it is used again.
             self.sync()?;
             space.spoiled.pop();

@@ -3,8 +3,9 @@
 //! Owns: what a flush is, the first change of a session, closing.
 //!
 //! A flush is one sync: bytes, bitmaps and table are written before the change is answered, in an order
-//! that needs no sync between them (see `blocks`). So a killed process loses nothing that was
-//! answered, and a power loss what was not flushed.
+//! that needs no sync between them (see `blocks` and `space`). So a killed process loses nothing that was
+//! answered, and a power loss what was not flushed. What a killed process left to the host's memory is not
+//! durable either, and nothing tells: the first flush of a session syncs whatever was written.
 //!
 //! Does not do: choosing space, moving data.
 //!
@@ -17,6 +18,7 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::bitmap::Bitmap;
 use super::blocks::Blocks;
 use super::core::Core;
 use super::layout::{PAGE, SECTOR, footer_after};
@@ -25,7 +27,6 @@ use crate::error::DiskError;
 use crate::flush::{Poison, Sequencer, lock};
 
 /// State of the durable side of an open image.
-#[derive(Default)]
 pub(super) struct Durable {
     pub(super) poison: Poison,
     sequencer: Sequencer,
@@ -39,6 +40,19 @@ pub(super) struct Durable {
 }
 
 impl Durable {
+    /// Of a file that was just opened, and may have been left by a killed process.
+    pub(super) fn new() -> Self {
+        Self {
+            poison: Poison::default(),
+            sequencer: Sequencer::default(),
+            changes_made: AtomicU64::new(1),
+            changes_durable: AtomicU64::new(0),
+            wrote: AtomicBool::new(true),
+            armed: AtomicBool::new(false),
+            arming: Mutex::default(),
+        }
+    }
+
     pub(super) fn is_armed(&self) -> bool {
         self.armed.load(Ordering::Acquire)
     }
@@ -166,7 +180,7 @@ impl Core {
         Ok(())
     }
 
-    /// Grows the file so that there is room for a block at least. One sync for many blocks.
+    /// Grows the file so that there is room for a block at least. One sync for many blocks; see `space`.
     pub(super) fn grow_file(&self, blocks: &Blocks, space: &mut Space) -> Result<(), DiskError> {
         let at = space.grown_footer(blocks.shape, blocks.absent());
         if at / SECTOR >= u64::from(u32::MAX) {
@@ -174,16 +188,36 @@ impl Core {
                 what: format!("{}: a dynamic VHD file past 2 TiB", self.name),
             });
         }
-        if let Err(e) = self.file.write_at(self.footer.bytes(), at) {
+        let grown = self
+            .file
+            .write_at(self.footer.bytes(), at)
+            .and_then(|()| self.write_bitmaps_ahead(blocks, space, at));
+        if let Err(e) = grown {
             // It may have become longer, and then ends with no footer.
             self.file
                 .set_length(space.footer_at + SECTOR)
                 .map_err(|e| self.fatal("cut back the end", e))?;
             return Err(self.failed("grow the file with a footer,", SECTOR, at)(e));
         }
-        // The room before any table names a block in it.
+        // The room, and the bitmaps in it, before any table names a block there.
         self.sync()?;
         space.has_grown(at);
         Ok(())
+    }
+
+    /// Gives a dynamic disk's blocks to come bitmaps of ones, as their sectors will all be there.
+    fn write_bitmaps_ahead(
+        &self,
+        blocks: &Blocks,
+        space: &Space,
+        footer_at: u64,
+    ) -> io::Result<()> {
+        if blocks.parent.is_some() {
+            return Ok(());
+        }
+        let ones = Bitmap::Full.encode(blocks.shape);
+        space
+            .places(blocks.shape, footer_at)
+            .try_for_each(|place| self.file.write_at(&ones, place))
     }
 }

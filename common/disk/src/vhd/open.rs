@@ -93,7 +93,7 @@ pub(super) fn look(
         fixed_end_is_bad: kind == Kind::Fixed && found.ends.footer_is_bad,
         blocks,
         parent_link: None,
-        durable: Durable::default(),
+        durable: Durable::new(),
         file,
     };
     if kind == Kind::Differencing {
