@@ -1,6 +1,6 @@
 //! Virtual-disk files behind one trait.
 //!
-//! Owns: the [`Image`] trait; raw, VHD and VHDX images, and chains of them; `.hrl` change logs; the [`storage`] traits
+//! Owns: the [`Image`] trait; raw, VHD and VHDX images, and chains of them; with feature `qcow2` qcow2 too; `.hrl` change logs; the [`storage`] traits
 //! under them, which tests make faulty; and what is done with whole files: [`create`], [`info`], [`convert`], [`compare`],
 //! [`resize`]; and [`check`](mod@check), which shares no logic with the formats that it looks at.
 //!
@@ -18,6 +18,8 @@ pub mod image;
 pub mod info;
 pub mod open;
 pub mod parent;
+#[cfg(feature = "qcow2")]
+pub mod qcow2;
 pub mod raw;
 pub mod resize;
 pub mod storage;

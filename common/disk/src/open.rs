@@ -28,6 +28,8 @@ pub enum Format {
     Vhd,
     /// VHDX, version 1.
     Vhdx,
+    /// qcow2, versions 2 and 3; opened only with this crate's feature `qcow2`.
+    Qcow2,
 }
 
 impl fmt::Display for Format {
@@ -36,6 +38,7 @@ impl fmt::Display for Format {
             Self::Raw => "raw",
             Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
+            Self::Qcow2 => "qcow2",
         })
     }
 }
@@ -61,6 +64,7 @@ pub fn probe(storage: &dyn Storage, path: &Path) -> Result<Format, DiskError> {
         None => Ok(Format::Raw),
         Some(VHD) => Ok(Format::Vhd),
         Some(VHDX) => Ok(Format::Vhdx),
+        Some(QCOW2) => Ok(Format::Qcow2),
         Some(other) => Err(DiskError::Unsupported {
             what: format!("{}: {other}", path.display()),
         }),
@@ -84,11 +88,13 @@ pub fn open_image(
         )?),
         Some(Format::Vhd) => Arc::new(open_vhd(storage, &mut chain, path, read_only)?),
         Some(Format::Vhdx) => Arc::new(open_vhdx(storage, &mut chain, path, read_only)?),
+        Some(Format::Qcow2) => open_qcow2(storage, path, read_only)?,
         None => match probe(&**storage, path)? {
             // Looked at again, now under the lock that stays.
             Format::Raw => Arc::new(RawImage::open(&**storage, path, read_only)?),
             Format::Vhd => Arc::new(open_vhd(storage, &mut chain, path, read_only)?),
             Format::Vhdx => Arc::new(open_vhdx(storage, &mut chain, path, read_only)?),
+            Format::Qcow2 => open_qcow2(storage, path, read_only)?,
         },
     };
     chain.finish(path)?;
@@ -151,6 +157,27 @@ fn open_vhd(
     VhdImage::open_with(Arc::clone(storage), path, read_only, &mut find)
 }
 
+#[cfg(feature = "qcow2")]
+fn open_qcow2(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    read_only: bool,
+) -> Result<Arc<dyn Image>, DiskError> {
+    let image = crate::qcow2::Qcow2Image::open(&**storage, path, read_only)?;
+    Ok(Arc::new(image))
+}
+
+#[cfg(not(feature = "qcow2"))]
+fn open_qcow2(
+    _storage: &Arc<dyn Storage>,
+    path: &Path,
+    _read_only: bool,
+) -> Result<Arc<dyn Image>, DiskError> {
+    Err(DiskError::Unsupported {
+        what: format!("{}: {QCOW2}", path.display()),
+    })
+}
+
 /// Opens a file and takes the lock of the mode before anything is read from it.
 pub(crate) fn open_locked(
     storage: &dyn Storage,
@@ -181,11 +208,14 @@ pub(crate) fn lock(file: &dyn BlockFile, kind: LockKind, path: &Path) -> Result<
 
 const VHDX: &str = "a VHDX image";
 const VHD: &str = "a VHD image";
+const QCOW2: &str = "a qcow2 image";
 
 /// Bytes by which formats are known: offset from the start, bytes, name.
-const SIGNATURES: [(usize, &[u8], &str); 8] = [
+const SIGNATURES: [(usize, &[u8], &str); 10] = [
     (0, b"vhdxfile", VHDX),
     (0, b"conectix", VHD),
+    (0, b"QFI\xfb\0\0\0\x02", QCOW2),
+    (0, b"QFI\xfb\0\0\0\x03", QCOW2),
     (0, b"QFI\xfb", "a qcow image"),
     (0, b"QED\0", "a QED image"),
     (0, b"KDMV", "a VMDK image"),

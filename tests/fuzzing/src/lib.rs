@@ -13,6 +13,7 @@ mod file;
 pub mod hrl;
 pub mod mutate;
 pub mod nbd;
+pub mod qcow2;
 pub mod seeds;
 pub mod vhdx;
 pub mod wire;
@@ -42,7 +43,7 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "vhdx",
         body: vhdx::open,
@@ -52,6 +53,11 @@ pub const TARGETS: [Target; 7] = [
         name: "image",
         body: vhdx::any_image,
         seeds: seeds::image,
+    },
+    Target {
+        name: "qcow2",
+        body: qcow2::open,
+        seeds: seeds::qcow2,
     },
     Target {
         name: "hrl",

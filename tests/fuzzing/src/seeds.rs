@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use prost::Message as _;
 use sitepair_disk::hrl::{HrlId, HrlOptions, HrlTime, HrlWriter};
+use sitepair_disk::qcow2::Qcow2Image;
 use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_disk::storage::{OpenMode, Storage};
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
@@ -90,6 +91,31 @@ pub fn vhdx() -> Seeds {
     ] {
         seeds.extend(both(name, &vhdx_file(&options, true)));
         seeds.extend(both(&format!("{name}-log"), &vhdx_file(&options, false)));
+    }
+    seeds
+}
+
+/// qcow2 files: empty, with data, with zeros.
+#[must_use]
+pub fn qcow2() -> Seeds {
+    let mut seeds = Seeds::new();
+    for (name, writes) in [("empty", 0), ("some", 3), ("more", 9)] {
+        let storage = FakeStorage::new();
+        let image = Qcow2Image::create(&storage, Path::new(PATH), 2 << 20).unwrap();
+        for number in 0..writes {
+            let byte = u8::try_from(number + 1).unwrap();
+            image
+                .write_at(&[byte; 512], number * (200 << 10) / 512 * 512, false)
+                .unwrap();
+        }
+        image
+            .write_zeroes(1 << 20, 512 << 10, ZeroMode::MayUnmap, false)
+            .unwrap();
+        image.close().unwrap();
+        seeds.push((
+            name.to_owned(),
+            fold(&storage.content(Path::new(PATH)).unwrap()),
+        ));
     }
     seeds
 }

@@ -104,7 +104,7 @@ pub fn any_image(input: &[u8]) {
     }
 }
 
-fn check_error(error: &DiskError) {
+pub(crate) fn check_error(error: &DiskError) {
     let kind = error.kind();
     assert!(
         matches!(kind, ErrorKind::Corrupt | ErrorKind::Unsupported),
@@ -114,7 +114,7 @@ fn check_error(error: &DiskError) {
 }
 
 /// Walks the runs of an image and reads a little of each. They must cover it, in order.
-fn look_at(image: &dyn Image) {
+pub(crate) fn look_at(image: &dyn Image) {
     let geometry = image.geometry();
     let mut runs = Vec::new();
     let mut end = 0;

@@ -6,10 +6,11 @@ use std::fs;
 use crate::tree::{Source, report, root, sources};
 
 /// Each crate, and which of our crates it may depend on.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("sitepair-model", &[]),
     ("sitepair-certs", &["sitepair-model"]),
-    ("sitepair-disk", &["sitepair-model"]),
+    ("sitepair-disk", &["sitepair-model", "sitepair-qcow2-storage"]),
+    ("sitepair-qcow2-storage", &[]),
     ("sitepair-proto", &["sitepair-model"]),
     (
         "sitepair-engine",

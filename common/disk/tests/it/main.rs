@@ -1,6 +1,8 @@
 //! Disk files as other programs see them.
 
 mod check;
+#[cfg(feature = "qcow2")]
+mod qcow2;
 mod vhd;
 mod vhdx;
 mod vhdx_parents;

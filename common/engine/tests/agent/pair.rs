@@ -169,6 +169,7 @@ impl Pair {
                     let image = VhdxImage::create(Arc::clone(&storage), &path, &options);
                     Box::new(image.unwrap())
                 }
+                Format::Qcow2 => panic!("qcow2 images are not protected"),
             };
             image.close().unwrap();
         }

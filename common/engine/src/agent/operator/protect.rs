@@ -334,5 +334,13 @@ fn open_to_protect(
             };
             Ok((Arc::new(image), format))
         }
+        // Each of its writes would wait for the disk, and after each crash someone would have to repair it before
+        // its guest could start.
+        Format::Qcow2 => Err(DiskError::Unsupported {
+            what: format!(
+                "protecting {}, a qcow2 image (convert it to raw or VHDX first),",
+                disk.path.display()
+            ),
+        }),
     }
 }
