@@ -33,6 +33,7 @@ mod file;
 mod header;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -127,11 +128,11 @@ impl Qcow2Image {
             check::check(&*file, &header, &name)?;
         }
         let file = Arc::new(OrderedFile::new(file, Order::EachWrite));
-        let opened = Qcow2::<ByteStorage>::builder(bytes_of(&file, &name))
+        let builder = Qcow2::<ByteStorage>::builder(bytes_of(&file, &name))
             .backing(None)
             .data_file(None)
-            .write(!read_only)
-            .open(DenyImplicitOpenGate::default())
+            .write(!read_only);
+        let opened = guarded(|| builder.open(DenyImplicitOpenGate::default()))
             .map_err(|e| damage_or_io(format!("open {name}"), e))?;
         let access = FormatAccess::new(opened);
         Ok(Self {
@@ -198,7 +199,7 @@ impl Qcow2Image {
         while at < end {
             let rest = usize::try_from(end - at).unwrap_or(usize::MAX);
             let piece = &ZEROS[..rest.min(ZEROS.len())];
-            let written = access.write(piece, at);
+            let written = guarded(|| access.write(piece, at));
             written.map_err(|e| self.failed("write zeros to", at, piece.len() as u64, e))?;
             at += piece.len() as u64;
         }
@@ -210,7 +211,7 @@ impl Qcow2Image {
             return Ok(());
         }
         // imago's caches first, in its order; then what is not durable yet.
-        let flushed = access.flush().and_then(|()| access.sync());
+        let flushed = guarded(|| access.flush().and_then(|()| access.sync()));
         flushed.map_err(|e| DiskError::io(format!("flush {}", self.name), e))
     }
 }
@@ -245,9 +246,7 @@ impl Image for Qcow2Image {
         self.check(offset, length)?;
         let gate = self.share();
         let access = opened(&gate)?;
-        access
-            .read(buf, offset)
-            .map_err(|e| self.failed("read", offset, length, e))
+        guarded(|| access.read(buf, offset)).map_err(|e| self.failed("read", offset, length, e))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError> {
@@ -255,8 +254,7 @@ impl Image for Qcow2Image {
         self.check_write(offset, length)?;
         let gate = self.share();
         let access = opened(&gate)?;
-        access
-            .write(buf, offset)
+        guarded(|| access.write(buf, offset))
             .map_err(|e| self.failed("write", offset, length, e))?;
         if fua {
             self.flush_access(access)?;
@@ -277,9 +275,10 @@ impl Image for Qcow2Image {
         let access = gate.as_mut().ok_or(CLOSED)?;
         match mode {
             ZeroMode::KeepAllocated => self.write_zero_bytes(access, offset, length)?,
-            ZeroMode::MayUnmap | ZeroMode::FastOnly => access
-                .discard_to_zero(offset, length)
-                .map_err(|e| self.failed("zero", offset, length, e))?,
+            ZeroMode::MayUnmap | ZeroMode::FastOnly => {
+                guarded(|| access.discard_to_zero(offset, length))
+                    .map_err(|e| self.failed("zero", offset, length, e))?
+            }
         }
         if fua {
             self.flush_access(access)?;
@@ -306,7 +305,8 @@ impl Image for Qcow2Image {
             let (kind, bytes) = {
                 // Not held while the visitor runs: it may call us.
                 let gate = self.share();
-                let mapped = opened(&gate)?.get_mapping(at, end - at);
+                let access = opened(&gate)?;
+                let mapped = guarded(|| access.get_mapping(at, end - at));
                 let (mapping, bytes) =
                     mapped.map_err(|e| self.failed("look for data in", at, end - at, e))?;
                 let kind = match mapping {
@@ -338,6 +338,12 @@ impl Image for Qcow2Image {
             .unmark()
             .map_err(|e| DiskError::io(format!("close {}", self.name), e))
     }
+}
+
+/// imago panics on some damaged files (a header extension that ends too early, for one): that is damage, told as such.
+fn guarded<T>(act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(act))
+        .unwrap_or_else(|_| Err(io::Error::other("it cannot be made sense of")))
 }
 
 const CLOSED: DiskError = DiskError::Closed {
