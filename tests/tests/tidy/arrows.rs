@@ -9,7 +9,10 @@ use crate::tree::{Source, report, root, sources};
 const ARROWS: [(&str, &[&str]); 12] = [
     ("sitepair-model", &[]),
     ("sitepair-certs", &["sitepair-model"]),
-    ("sitepair-disk", &["sitepair-model", "sitepair-qcow2-storage"]),
+    (
+        "sitepair-disk",
+        &["sitepair-model", "sitepair-qcow2-storage"],
+    ),
     ("sitepair-qcow2-storage", &[]),
     ("sitepair-proto", &["sitepair-model"]),
     (
