@@ -50,6 +50,7 @@ pub(crate) enum FormatArg {
     Raw,
     Vhd,
     Vhdx,
+    Qcow2,
 }
 
 impl From<FormatArg> for Format {
@@ -58,6 +59,7 @@ impl From<FormatArg> for Format {
             FormatArg::Raw => Self::Raw,
             FormatArg::Vhd => Self::Vhd,
             FormatArg::Vhdx => Self::Vhdx,
+            FormatArg::Qcow2 => Self::Qcow2,
         }
     }
 }

@@ -134,6 +134,14 @@ fn detect(source: &Source<'_>) -> Result<CheckFormat, DiskError> {
     if start == crate::hrl::format::COOKIE {
         return Ok(CheckFormat::Hrl);
     }
+    if start.starts_with(b"QFI\xfb") {
+        return Err(DiskError::Unsupported {
+            what: format!(
+                "checking {} (a qcow2 image: `qemu-img check` does that)",
+                source.name
+            ),
+        });
+    }
     let is_vhd = start == vhd::COOKIE || vhd::ends_with_footer(source)?;
     Ok(if is_vhd {
         CheckFormat::Vhd

@@ -32,6 +32,8 @@ const VHDX_BLOCK_MIN: u32 = MIB;
 const VHDX_BLOCK_MAX: u32 = 256 * MIB;
 /// What Windows takes.
 const VHD_SIZE_MAX: u64 = 2040 << 30;
+/// More than anybody has, and its tables stay small enough to be checked.
+const QCOW2_SIZE_MAX: u64 = 64 * TIB;
 /// Windows' own choice.
 const VHD_BLOCK_BYTES: u32 = 2 * MIB;
 const VHD_BLOCK_MIN: u32 = 64 << 10;
@@ -106,6 +108,7 @@ impl NewImage {
             kind,
             size_bytes: geometry.size_bytes,
             block_bytes: None,
+            // A 4 KiB disk in a format that cannot say so would be misread by its guest: `check` refuses it.
             sector_bytes: (format != Format::Raw).then_some(geometry.logical_sector_bytes),
             physical_sector_bytes: (format == Format::Vhdx)
                 .then_some(geometry.physical_sector_bytes),
@@ -123,6 +126,7 @@ impl NewImage {
         match self.format {
             Format::Raw => self.check_raw(),
             Format::Vhd => self.check_vhd(),
+            Format::Qcow2 => self.check_qcow2(),
             Format::Vhdx => self.check_vhdx(),
         }
     }
@@ -147,6 +151,23 @@ impl NewImage {
             check_block(bytes, VHD_BLOCK_MIN, VHD_BLOCK_MAX)?;
         }
         check_size("a vhd", self.size_bytes, 512, VHD_SIZE_MAX)
+    }
+
+    fn check_qcow2(&self) -> Result<(), DiskError> {
+        if self.kind == Kind::Fixed {
+            return Err(invalid("a qcow2 takes space as it is written; make a vhdx"));
+        }
+        if self.block_bytes.is_some() {
+            return Err(invalid(
+                "the clusters of a new qcow2 are of 64 KiB; leave the block out",
+            ));
+        }
+        if self.sector_bytes.is_some_and(|sector| sector != 512) {
+            return Err(invalid(
+                "a qcow2 cannot tell the size of its sectors; make a vhdx, or say it where the image is attached",
+            ));
+        }
+        check_size("a qcow2", self.size_bytes, 512, QCOW2_SIZE_MAX)
     }
 
     fn check_vhdx(&self) -> Result<(), DiskError> {
@@ -183,6 +204,7 @@ pub fn create(
     new.check()?;
     match new.format {
         Format::Raw => raw(&**storage, path, new),
+        Format::Qcow2 => qcow2(&**storage, path, new),
         Format::Vhd => {
             let options = vhd::CreateOptions {
                 size_bytes: new.size_bytes,
@@ -230,8 +252,8 @@ pub fn create_over(
     parents: &Parents,
 ) -> Result<Arc<dyn Image>, DiskError> {
     match format {
-        Format::Raw => Err(invalid(
-            "a raw image cannot have a parent; make a vhdx over a vhdx",
+        Format::Raw | Format::Qcow2 => Err(invalid(
+            "such an image cannot have a parent here; make a vhdx over a vhdx",
         )),
         Format::Vhd => {
             let block_bytes = block_bytes.unwrap_or(VHD_BLOCK_BYTES);
@@ -256,6 +278,18 @@ pub fn create_over(
             Ok(Arc::new(image))
         }
     }
+}
+
+#[cfg(feature = "qcow2")]
+fn qcow2(storage: &dyn Storage, path: &Path, new: &NewImage) -> Result<Arc<dyn Image>, DiskError> {
+    let image = crate::qcow2::Qcow2Image::create(storage, path, new.size_bytes)?;
+    Ok(Arc::new(image))
+}
+
+#[cfg(not(feature = "qcow2"))]
+fn qcow2(_: &dyn Storage, path: &Path, _: &NewImage) -> Result<Arc<dyn Image>, DiskError> {
+    let what = format!("{}: a qcow2 image", path.display());
+    Err(DiskError::Unsupported { what })
 }
 
 fn raw(storage: &dyn Storage, path: &Path, new: &NewImage) -> Result<Arc<dyn Image>, DiskError> {

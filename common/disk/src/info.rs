@@ -82,6 +82,10 @@ pub fn inspect(
             };
             Ok(plain(Format::Raw, image.geometry(), image.identity()?))
         }
+        Format::Qcow2 => {
+            let image = open::open_qcow2(storage, path, true)?;
+            Ok(plain(Format::Qcow2, image.geometry(), image.identity()?))
+        }
         Format::Vhd => Ok(vhd(vhd::Facts::read(&**storage, path)?)),
         Format::Vhdx => Ok(vhdx(vhdx::Facts::read(&**storage, path)?)),
     }

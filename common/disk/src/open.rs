@@ -157,8 +157,9 @@ fn open_vhd(
     VhdImage::open_with(Arc::clone(storage), path, read_only, &mut find)
 }
 
+/// Opens a qcow2, which has no parents here.
 #[cfg(feature = "qcow2")]
-fn open_qcow2(
+pub(crate) fn open_qcow2(
     storage: &Arc<dyn Storage>,
     path: &Path,
     read_only: bool,
@@ -167,8 +168,9 @@ fn open_qcow2(
     Ok(Arc::new(image))
 }
 
+/// Refuses: this was built without qcow2.
 #[cfg(not(feature = "qcow2"))]
-fn open_qcow2(
+pub(crate) fn open_qcow2(
     _storage: &Arc<dyn Storage>,
     path: &Path,
     _read_only: bool,

@@ -56,6 +56,11 @@ pub fn resize(
             };
             grow(&image, Format::Raw, size, |bytes| image.resize(bytes))
         }
+        Format::Qcow2 => {
+            let name = path.display();
+            let what = format!("growing {name} (a qcow2 image: `qemu-img resize` does that)");
+            Err(DiskError::Unsupported { what })
+        }
         Format::Vhd => {
             let image = open::vhd_chain(storage, path, false, &options.parents)?;
             grow(&image, Format::Vhd, size, |bytes| image.resize(bytes))

@@ -93,6 +93,7 @@ fn by_name(file: &Path) -> Option<Format> {
         "raw" | "img" => Some(Format::Raw),
         "vhd" => Some(Format::Vhd),
         "vhdx" => Some(Format::Vhdx),
+        "qcow2" => Some(Format::Qcow2),
         _ => None,
     }
 }

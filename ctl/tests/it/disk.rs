@@ -8,13 +8,14 @@ const SIZE: u64 = 40 * MIB + 512;
 /// Log, tables, and whole pages for parts of them.
 const OVERHEAD: u64 = 8 * MIB;
 /// Formats by the endings of their names, kinds of the new image.
-const TARGETS: [(&str, &str); 6] = [
+const TARGETS: [(&str, &str); 7] = [
     ("raw", "dynamic"),
     ("raw", "fixed"),
     ("vhd", "dynamic"),
     ("vhd", "fixed"),
     ("vhdx", "dynamic"),
     ("vhdx", "fixed"),
+    ("qcow2", "dynamic"),
 ];
 
 fn json(folder: &Folder, args: &[&str]) -> Value {
@@ -45,7 +46,7 @@ fn each_format_becomes_each_other() {
         sources.push(name);
     }
     for source in &sources[1..] {
-        for format in ["raw", "vhd", "vhdx"] {
+        for format in ["raw", "vhd", "vhdx", "qcow2"] {
             let name = format!("from-{source}.{format}");
             let done = json(&folder, &["convert", source, &name]);
             assert_eq!(number(&done, "size_bytes"), SIZE);
@@ -60,10 +61,15 @@ fn judge(folder: &Folder, name: &str, format: &str) {
     let qemus = if format == "vhd" { "vpc" } else { format };
     let compare = ["compare", "-f", "raw", "-F", qemus, "source.raw", name];
     folder.qemu_img_ok(&compare);
-    if format == "vhdx" {
+    if format == "vhdx" || format == "qcow2" {
         folder.qemu_img_ok(&["check", "-f", format, name]);
     }
-    folder.ok(&["check", name]);
+    if format == "qcow2" {
+        let refused = folder.fails(3, &["check", name]);
+        assert!(refused.contains("qemu-img check"), "{refused}");
+    } else {
+        folder.ok(&["check", name]);
+    }
     folder.ok(&["compare", "--strict", "source.raw", name]);
 }
 

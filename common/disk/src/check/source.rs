@@ -16,7 +16,7 @@ const FILE_BYTES_MAX: u64 = 256 << 40;
 
 pub(super) struct Source<'a> {
     pub(super) file: &'a dyn BlockFile,
-    name: String,
+    pub(super) name: String,
     /// Length in bytes of the file as it is.
     real_length: u64,
     /// Length in bytes once the log is applied.

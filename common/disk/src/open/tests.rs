@@ -43,6 +43,7 @@ fn other_formats_are_not_raw() {
         match probe(&*storage, path()) {
             Ok(Format::Vhdx) => assert_eq!(bytes, b"vhdxfile"),
             Ok(Format::Vhd) => assert_eq!(bytes, b"conectix"),
+            Ok(Format::Qcow2) => assert_eq!(bytes, b"QFI\xfb\0\0\0\x03"),
             Ok(Format::Raw) => panic!("{bytes:?} at {offset} is raw"),
             Err(e) => assert_eq!(e.kind(), ErrorKind::Unsupported),
         }
