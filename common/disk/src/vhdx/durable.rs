@@ -54,6 +54,8 @@ pub(super) struct Pending {
     pages: BTreeSet<MetaPage>,
     /// Those of them whose newest content no note holds.
     unnoted: BTreeSet<MetaPage>,
+    /// Those of them that a note holds, with this content or an older one.
+    noted: BTreeSet<MetaPage>,
     freed: Vec<u64>,
     /// Bytes go first: a block lies in space that may have held something else, or hides a parent's.
     data_first: bool,
@@ -233,6 +235,7 @@ impl Core {
                 .map_err(|e| self.fatal("write a log entry", e))?;
         let mut pending = lock(&self.durable.pending);
         if noted {
+            pending.noted.extend(unnoted);
             // Not before: others, whose changes these are too, would not wait for them.
             self.durable
                 .to_note
@@ -262,8 +265,9 @@ impl Core {
         let mut pending = lock(&self.durable.pending);
         let taken = std::mem::take(&mut *pending);
         // Noted pages first: one entry holds them all, and outdates the notes.
-        let noted = taken.pages.difference(&taken.unnoted);
-        let images = noted.chain(&taken.unnoted).map(|page| self.image(*page));
+        let others = taken.pages.difference(&taken.noted);
+        let images = taken.noted.iter().chain(others);
+        let images = images.map(|page| self.image(*page));
         let (pages, bitmaps): (Vec<_>, Vec<_>) = images.unzip();
         Batch {
             pages,

@@ -283,3 +283,36 @@ fn an_entry_names_the_one_before_while_its_pages_are_not_durable() {
         assert!(!flushed || stamps(&after, 600 * 2048, 8) == [2; 8]);
     }
 }
+
+/// A trim of more BAT pages than an entry takes, one of them with a write that is noted: no entry on the way may
+/// outdate the note without the page.
+#[test]
+fn a_kill_between_the_entries_of_a_flush_loses_no_note() {
+    const PAGE_BLOCKS: u64 = 512;
+    let build = || {
+        let (storage, image) = fresh((1 << 20) * 150 * 1024);
+        let pages = 2 * image.with(|core| Ok(core.pages_per_entry())).unwrap() as u64 + 2;
+        for page in 0..pages {
+            let offset = page * PAGE_BLOCKS * MIB;
+            image.write_at(&stamped(1, 1), offset, false).unwrap();
+        }
+        image.flush().unwrap();
+        let last = (pages - 1) * PAGE_BLOCKS * MIB;
+        image.write_at(&stamped(2, 1), last + MIB, false).unwrap();
+        (storage, image, last)
+    };
+    let (storage, image, last) = build();
+    let before = storage.operation_count();
+    image.discard(0, last + MIB).unwrap();
+    let operations = storage.operation_count() - before;
+    drop(image);
+    // Each entry is followed by an operation for each of its pages: none is stepped over.
+    for count in (0..operations).step_by(24) {
+        let (storage, image, last) = build();
+        storage.die_after(storage.operation_count() + count);
+        let _ = image.discard(0, last + MIB);
+        let after = open(&storage.after_kill(), true).unwrap();
+        let found = stamps(&after, (last + MIB) / 512, 1);
+        assert_eq!(found, [2], "operation {count} of {operations}");
+    }
+}
