@@ -28,13 +28,11 @@
 //!    sender or it is given up; no guest write waits for the network.
 //! 4. A cycle whose commit was not answered is neither forgotten nor sent again under its number.
 
-mod block_set;
 mod clock;
 mod disk;
 mod frames;
 mod gate;
 mod group;
-mod locks;
 mod map;
 mod map_format;
 mod map_load;
@@ -44,13 +42,6 @@ mod ship;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 pub use group::{CutInfo, Resolution, SealedCycle, SourceError, SourceGroup, SourceProgress};
 pub use open::{Fresh, Limits, SourceDisk, SourceOptions};
 pub use ship::ShipError;
-
-/// Locks a mutex whose content stays whole even if a holder panicked.
-fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}

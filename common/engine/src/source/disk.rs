@@ -26,9 +26,9 @@ use tokio::sync::Notify;
 
 use super::clock::{CycleClock, parity};
 use super::gate::Gate;
-use super::locks::RangeLocks;
 use super::map::{ChangeMap, DirtySets};
 use super::preserve::{KeepError, PreserveBudget, PreserveStore};
+use crate::blocks::locks::RangeLocks;
 use crate::env::Env;
 
 /// What the disks of a group share on the data path.

@@ -16,8 +16,8 @@ use sitepair_model::peer::{DiskCommit, FrameExtent, FrameExtentKind};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::block_set::BlockSet;
 use super::disk::{Disk, Traffic};
+use crate::blocks::set::BlockSet;
 use crate::endpoint::{DataFrame, FRAME_EXTENTS_MAX, FRAME_PAYLOAD_MAX, TransferDigest};
 
 /// Frames that are read before the sender asks for them.

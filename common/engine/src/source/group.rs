@@ -24,9 +24,9 @@ use sitepair_model::point::Consistency;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::disk::{Disk, TrackedImage, Traffic};
-use super::locked;
 use super::open::{FIRST_TICK, Limits, SourceDisk, SourceOptions, on_disk, open_disk};
 use super::preserve::PreserveBudget;
+use crate::locked;
 
 /// What could not be done at the source of a group.
 #[derive(Debug, thiserror::Error)]

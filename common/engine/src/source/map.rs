@@ -28,10 +28,11 @@ use sitepair_disk::storage::{BlockFile, OpenMode, Storage};
 use sitepair_disk::{DiskError, Identity};
 use sitepair_model::ids::{Cycle, GenId};
 
-use super::block_set::BlockSet;
 use super::clock::parity;
-use super::locked;
-use super::map_format::{Header, Layout, SECTOR_BITS, Sector, encode_sector};
+use super::map_format::{Header, Layout};
+use crate::blocks::sector::{SECTOR_BITS, Sector, encode_sector};
+use crate::blocks::set::BlockSet;
+use crate::locked;
 
 /// Blocks of one disk that the replica does not have, by why it does not.
 pub(super) struct DirtySets {

@@ -33,24 +33,15 @@
 //! 4092    4       CRC-32C of bytes 0 to 4091
 //! ```
 //!
-//! A sector of the log and of the bitmap:
-//!
-//! ```text
-//! offset  length  content
-//! 0       4       CRC-32C of bytes 4 to 511
-//! 4       508     4064 bits, the lowest bit of a byte first
-//! ```
-//!
-//! A sector of zeros is valid and empty (the bitmap is sparse). A sector whose checksum is wrong
+//! A sector of the log and of the bitmap is one of [`sector`](crate::blocks::sector). One whose checksum is wrong
 //! counts as all ones: more is sent, nothing is forgotten.
 
 use sitepair_disk::Identity;
 use sitepair_model::extent::{BLOCK_BYTES, block_count};
 use sitepair_model::ids::{Cycle, DiskId, GenId, GroupId};
 
-pub(super) const SECTOR_BYTES: usize = 512;
-/// Bits in one sector of the log or the bitmap.
-pub(super) const SECTOR_BITS: u64 = 4064;
+use crate::blocks::sector::{SECTOR_BITS, SECTOR_BYTES};
+
 /// Blocks in one zone of the activity log.
 pub(super) const ZONE_BLOCKS: u64 = 1024;
 /// Bytes of one header slot.
@@ -62,8 +53,6 @@ const VERSION: u32 = 1;
 const FLAG_CLEAN: u32 = 1;
 const FLAG_SEEDING: u32 = 2;
 const CRC_OFFSET: usize = SLOT_BYTES - 4;
-
-pub(super) type Sector = [u8; SECTOR_BYTES];
 
 /// Where things are in the map of a disk of some size.
 #[derive(Debug, Clone, Copy)]
@@ -210,38 +199,6 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
         .expect("a slice of N bytes is an array of N")
 }
 
-/// A sector with these bits set.
-pub(super) fn encode_sector(bits: impl Iterator<Item = u64>) -> Sector {
-    let mut sector = [0; SECTOR_BYTES];
-    let mut any = false;
-    for bit in bits {
-        assert!(bit < SECTOR_BITS, "a bit lies in its sector");
-        let byte = usize::try_from(bit / 8).expect("below 508");
-        sector[4 + byte] |= 1 << (bit % 8);
-        any = true;
-    }
-    if any {
-        let crc = crc32c::crc32c(&sector[4..]);
-        sector[..4].copy_from_slice(&crc.to_le_bytes());
-    }
-    sector
-}
-
-/// The set bits of a sector, or `None` when it is damaged.
-pub(super) fn decode_sector(sector: &[u8]) -> Option<impl Iterator<Item = u64>> {
-    let crc = u32::from_le_bytes(array(sector, 0));
-    let empty = sector.iter().all(|b| *b == 0);
-    if !empty && crc != crc32c::crc32c(&sector[4..]) {
-        return None;
-    }
-    let bytes = (0u64..).step_by(8).zip(&sector[4..]);
-    Some(bytes.filter(|(_, b)| **b != 0).flat_map(|(at, byte)| {
-        (0..8)
-            .filter(move |bit| byte & (1 << bit) != 0)
-            .map(move |bit| at + bit)
-    }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,18 +227,6 @@ mod tests {
             assert_eq!(Header::decode(&bad), None, "byte {at}");
         }
         assert_eq!(Header::decode(&[0; SLOT_BYTES]), None);
-    }
-
-    #[test]
-    fn a_sector_comes_back_and_a_damaged_one_is_noticed() {
-        let bits = [0, 1, 63, 64, 4063];
-        let sector = encode_sector(bits.into_iter());
-        assert_eq!(decode_sector(&sector).unwrap().collect::<Vec<_>>(), bits);
-        let mut torn = sector;
-        torn[300] ^= 1;
-        assert!(decode_sector(&torn).is_none());
-        assert_eq!(decode_sector(&[0; 512]).unwrap().count(), 0);
-        assert_eq!(encode_sector(std::iter::empty()), [0; 512]);
     }
 
     #[test]

@@ -11,8 +11,9 @@ use sitepair_disk::Identity;
 use sitepair_disk::storage::{BlockFile, FileExtent, OpenMode, Storage};
 use sitepair_model::ids::{DiskId, GenId, GroupId};
 
-use super::block_set::BlockSet;
-use super::map_format::{Header, Layout, SECTOR_BITS, SECTOR_BYTES, SLOT_BYTES, decode_sector};
+use super::map_format::{Header, Layout, SLOT_BYTES};
+use crate::blocks::sector::{SECTOR_BITS, SECTOR_BYTES, decode_sector};
+use crate::blocks::set::BlockSet;
 
 /// What the map must belong to.
 pub(super) struct Expected {

@@ -11,14 +11,14 @@ use sitepair_disk::{DiskError, ExtentKind, Image};
 use sitepair_model::extent::Extent;
 use sitepair_model::ids::{Cycle, DiskId, DiskName, GenId, GroupId};
 
-use super::block_set::BlockSet;
 use super::disk::{Disk, Traffic, beside};
 use super::group::SourceError;
-use super::locks::RangeLocks;
 use super::map::{ChangeMap, DirtySets, MapStart};
 use super::map_format::{Header, Layout};
 use super::map_load::{Expected, load};
 use super::preserve::PreserveStore;
+use crate::blocks::locks::RangeLocks;
+use crate::blocks::set::BlockSet;
 use crate::env::Env;
 
 /// What a source may use up.

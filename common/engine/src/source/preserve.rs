@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use sitepair_disk::storage::{BlockFile, OpenMode, Storage};
 use sitepair_model::extent::BLOCK_BYTES;
 
-use super::locked;
+use crate::locked;
 
 /// What all disks of a group may preserve together.
 pub(super) struct PreserveBudget {

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::disk::Disk;
 use super::frames::{FRAMES_AHEAD, Pass, Piece, ReadEnd, Reader};
 use super::group::{Phase, Sealed, SealedCycle, Shared, Slot, SourceGroup, join};
-use super::locked;
 use crate::endpoint::{PeerEndpoint, PeerError, Transfer, cycle_digest};
+use crate::locked;
 
 /// Why a transfer did not end with the peer's commit.
 #[derive(Debug, thiserror::Error)]

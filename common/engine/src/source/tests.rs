@@ -25,6 +25,7 @@ use crate::endpoint::{
     TransferDigest, cycle_digest,
 };
 use crate::env::Env;
+use crate::locked;
 
 mod crash;
 mod cut;

@@ -7,6 +7,7 @@ use sitepair_disk::storage::Storage;
 use sitepair_disk::{ExtentKind, Geometry, Identity, ZeroMode};
 
 use super::*;
+use crate::locked;
 
 /// An image whose writes to block 0 announce themselves and wait for leave to go on.
 struct Held {

@@ -7,11 +7,11 @@
 
 use std::sync::{Condvar, Mutex};
 
-use super::locked;
+use crate::locked;
 
 /// The ranges of one disk that somebody is writing.
 #[derive(Default)]
-pub(super) struct RangeLocks {
+pub(crate) struct RangeLocks {
     state: Mutex<State>,
     released: Condvar,
 }
@@ -31,14 +31,14 @@ struct Entry {
 }
 
 /// A held range.
-pub(super) struct RangeGuard<'a> {
+pub(crate) struct RangeGuard<'a> {
     locks: &'a RangeLocks,
     ticket: u64,
 }
 
 impl RangeLocks {
     /// Waits until nobody who came earlier holds or wants a block of `[first, end)`.
-    pub(super) fn lock(&self, first: u64, end: u64) -> RangeGuard<'_> {
+    pub(crate) fn lock(&self, first: u64, end: u64) -> RangeGuard<'_> {
         let mut state = locked(&self.state);
         let ticket = state.next_ticket;
         state.next_ticket += 1;

@@ -22,7 +22,7 @@ type Page = [AtomicU64; PAGE_WORDS];
 type Middle = [OnceLock<Box<Page>>; MIDDLE_PAGES];
 
 /// A set of block numbers (or of any other numbers from 0).
-pub(super) struct BlockSet {
+pub(crate) struct BlockSet {
     length: u64,
     root: Box<[OnceLock<Box<Middle>>]>,
     count: AtomicI64,
@@ -30,7 +30,7 @@ pub(super) struct BlockSet {
 
 impl BlockSet {
     /// An empty set of numbers below `length`.
-    pub(super) fn new(length: u64) -> Self {
+    pub(crate) fn new(length: u64) -> Self {
         let roots = (0..length.div_ceil(MIDDLE_BITS))
             .map(|_| OnceLock::new())
             .collect();
@@ -42,12 +42,12 @@ impl BlockSet {
     }
 
     /// How many numbers are in the set; approximate while others change it.
-    pub(super) fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         u64::try_from(self.count.load(SeqCst)).unwrap_or(0)
     }
 
     /// Adds `[first, end)`.
-    pub(super) fn insert_range(&self, first: u64, end: u64) {
+    pub(crate) fn insert_range(&self, first: u64, end: u64) {
         assert!(
             end <= self.length,
             "a block set holds only blocks of its disk"
@@ -63,7 +63,7 @@ impl BlockSet {
     }
 
     /// Takes `[first, end)` out.
-    pub(super) fn remove_range(&self, first: u64, end: u64) {
+    pub(crate) fn remove_range(&self, first: u64, end: u64) {
         for_each_word(first, end.min(self.length), |word, mask| {
             if let Some(page) = self.page(word * WORD_BITS) {
                 let before = page[word_in_page(word)].fetch_and(!mask, SeqCst);
@@ -75,12 +75,12 @@ impl BlockSet {
 
     /// Whether `number` is in the set.
     #[cfg(test)]
-    pub(super) fn contains(&self, number: u64) -> bool {
+    pub(crate) fn contains(&self, number: u64) -> bool {
         self.next_set(number, number + 1).is_some()
     }
 
     /// The first member of `[from, end)`.
-    pub(super) fn next_set(&self, from: u64, end: u64) -> Option<u64> {
+    pub(crate) fn next_set(&self, from: u64, end: u64) -> Option<u64> {
         let end = end.min(self.length);
         let mut at = from;
         while at < end {
@@ -116,14 +116,14 @@ impl BlockSet {
     }
 
     /// The first run of members in `[from, end)`, cut at `longest` numbers.
-    pub(super) fn next_run(&self, from: u64, end: u64, longest: u64) -> Option<Range<u64>> {
+    pub(crate) fn next_run(&self, from: u64, end: u64, longest: u64) -> Option<Range<u64>> {
         let end = end.min(self.length);
         let first = self.next_set(from, end)?;
         Some(first..self.next_clear(first, end.min(first.saturating_add(longest))))
     }
 
     /// Empties the set. Its pages stay for the next content.
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.for_each_touched(|_, page| {
             for cell in page {
                 let before = cell.swap(0, SeqCst);
@@ -133,7 +133,7 @@ impl BlockSet {
     }
 
     /// Adds all of `other`.
-    pub(super) fn absorb(&self, other: &Self) {
+    pub(crate) fn absorb(&self, other: &Self) {
         other.for_each_touched(|first, page| {
             for (bits, at) in page
                 .iter()

@@ -1,0 +1,299 @@
+use sitepair_disk::raw::RawImage;
+use sitepair_disk::storage::fake::{FakeStorage, Fault, FaultOn};
+
+use super::*;
+
+const SIZE: u64 = 40 * BLOCK_BYTES + 512;
+const CAP: u64 = 1 << 30;
+const ID: [u8; 16] = [7; 16];
+
+fn path() -> &'static Path {
+    Path::new("/o")
+}
+
+/// The disk below, without a writer.
+fn below(storage: &FakeStorage) -> Arc<dyn Image> {
+    Arc::new(RawImage::open(storage, Path::new("/below"), true).unwrap())
+}
+
+/// A storage with a disk below of pattern bytes, and what that disk holds.
+fn world() -> (FakeStorage, Vec<u8>) {
+    let storage = FakeStorage::new();
+    let content: Vec<u8> = (0..SIZE)
+        .map(|i| u8::try_from(i / 512 % 251).unwrap() | 1)
+        .collect();
+    let file = storage
+        .open(Path::new("/below"), OpenMode::CreateNew)
+        .unwrap();
+    file.write_at(&content, 0).unwrap();
+    file.sync().unwrap();
+    storage.sync_dir(Path::new("/")).unwrap();
+    (storage, content)
+}
+
+fn create(storage: &FakeStorage, cap: u64) -> Overlay {
+    Overlay::create(storage, path(), below(storage), ID, cap).unwrap()
+}
+
+fn open(storage: &FakeStorage) -> Result<Overlay, DiskError> {
+    Overlay::open(storage, path(), below(storage), CAP)
+}
+
+fn content(image: &dyn Image) -> Vec<u8> {
+    let mut all = vec![0; usize::try_from(SIZE).unwrap()];
+    image.read_at(&mut all, 0).unwrap();
+    all
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+
+    /// A range of whole sectors.
+    fn extent(&mut self) -> Extent {
+        let first = self.below(SIZE / 512);
+        let most = (SIZE / 512 - first).min(if self.below(4) == 0 { 64 } else { 12 });
+        Extent::new(first * 512, (1 + self.below(most)) * 512)
+    }
+}
+
+/// Does one random change to an overlay and to its model.
+fn change(overlay: &Overlay, model: &mut [u8], random: &mut Random) -> Result<Extent, DiskError> {
+    let extent = random.extent();
+    let range = usize::try_from(extent.offset).unwrap()
+        ..usize::try_from(extent.offset + extent.length).unwrap();
+    match random.below(5) {
+        0 => {
+            let mode = [
+                ZeroMode::MayUnmap,
+                ZeroMode::KeepAllocated,
+                ZeroMode::FastOnly,
+            ];
+            let mode = mode[usize::try_from(random.below(3)).unwrap()];
+            overlay.write_zeroes(extent.offset, extent.length, mode, false)?;
+            model[range].fill(0);
+        }
+        1 => {
+            overlay.discard(extent.offset, extent.length)?;
+            model[range].fill(0);
+        }
+        _ => {
+            let byte = u8::try_from(random.below(255)).unwrap() + 1;
+            model[range.clone()].fill(byte);
+            overlay.write_at(&model[range], extent.offset, random.below(16) == 0)?;
+        }
+    }
+    Ok(extent)
+}
+
+#[test]
+fn reads_what_was_written_above_what_is_below_and_after_opening_anew() {
+    for seed in 1..20 {
+        let (storage, mut model) = world();
+        let mut random = Random(seed);
+        let mut overlay = create(&storage, CAP);
+        assert_eq!(content(&overlay), model);
+        for step in 0..120 {
+            change(&overlay, &mut model, &mut random).unwrap();
+            assert_eq!(content(&overlay), model, "seed {seed} step {step}");
+            if random.below(30) == 0 {
+                overlay.close().unwrap();
+                drop(overlay);
+                overlay = open(&storage).unwrap();
+                assert_eq!(
+                    content(&overlay),
+                    model,
+                    "seed {seed} step {step} opened anew"
+                );
+            }
+        }
+        check_extents(&overlay, &model);
+    }
+}
+
+/// Extents cover the disk in order, and say zeros only where there are.
+fn check_extents(overlay: &Overlay, model: &[u8]) {
+    let mut at = 0;
+    overlay
+        .extents(0, SIZE, &mut |offset, length, kind| {
+            assert_eq!(offset, at);
+            at += length;
+            let range = usize::try_from(offset).unwrap()..usize::try_from(at).unwrap();
+            assert!(kind == ExtentKind::Data || model[range].iter().all(|b| *b == 0));
+            true
+        })
+        .unwrap();
+    assert_eq!(at, SIZE);
+}
+
+#[test]
+fn what_is_below_never_changes_and_is_copied_up_by_the_block() {
+    let (storage, before) = world();
+    let overlay = create(&storage, CAP);
+    overlay
+        .write_at(&[9; 512], 5 * BLOCK_BYTES + 1024, false)
+        .unwrap();
+    assert_eq!(overlay.space_bytes(), BLOCK_BYTES);
+    let mut written = Vec::new();
+    overlay.for_each_written(|extent| written.push(extent));
+    assert_eq!(written, [Extent::new(5 * BLOCK_BYTES, BLOCK_BYTES)]);
+    assert_eq!(content(&*below(&storage)), before);
+}
+
+#[test]
+fn after_a_power_loss_every_sector_is_old_or_new_and_flushed_ones_are_new() {
+    for seed in 1..40 {
+        let (storage, mut model) = world();
+        let mut random = Random(seed);
+        let overlay = create(&storage, CAP);
+        let sectors = usize::try_from(SIZE / 512).unwrap();
+        // What each sector may hold: its value at the last flush, and all since.
+        let mut allowed: Vec<Vec<u8>> = (0..sectors).map(|s| vec![model[s * 512]]).collect();
+        let dies = 30 + random.below(80);
+        let before = storage.operation_count();
+        storage.die_after(before + dies);
+        for _ in 0..60 {
+            let extent = random.0;
+            let mut next = model.clone();
+            let done = change(&overlay, &mut next, &mut random);
+            for (s, values) in allowed.iter_mut().enumerate() {
+                // A change that failed may be there, in part.
+                if next[s * 512] != model[s * 512] || done.is_err() {
+                    values.push(next[s * 512]);
+                }
+            }
+            if done.is_err() {
+                break;
+            }
+            model = next;
+            if extent.is_multiple_of(5) {
+                if overlay.flush().is_err() {
+                    break;
+                }
+                for (s, values) in allowed.iter_mut().enumerate() {
+                    *values = vec![model[s * 512]];
+                }
+            }
+        }
+        drop(overlay);
+        for crash in 0..6 {
+            let left = storage.crash(crash);
+            let found = content(&open(&left).unwrap());
+            for (s, values) in allowed.iter().enumerate() {
+                let sector = &found[s * 512..(s + 1) * 512];
+                assert!(
+                    values.iter().any(|v| sector.iter().all(|b| b == v)),
+                    "seed {seed} crash {crash} sector {s}: {} of {values:?}",
+                    sector[0]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flush_costs_two_syncs_and_one_where_no_block_is_new() {
+    let (storage, _) = world();
+    let overlay = create(&storage, CAP);
+    let syncs = || storage.counters(path()).syncs;
+    let before = syncs();
+    overlay.write_at(&[1; 8192], 0, false).unwrap();
+    assert_eq!(syncs(), before, "an allocation costs none");
+    overlay.flush().unwrap();
+    assert_eq!(syncs(), before + 2);
+    overlay.write_at(&[2; 8192], 0, false).unwrap();
+    overlay.flush().unwrap();
+    assert_eq!(syncs(), before + 3);
+}
+
+#[test]
+fn the_cap_refuses_new_blocks_only() {
+    let (storage, _) = world();
+    let overlay = create(&storage, 2 * BLOCK_BYTES);
+    overlay.write_at(&[1; 8192], 0, false).unwrap();
+    let full = overlay
+        .write_at(&[1; 512], 2 * BLOCK_BYTES, false)
+        .unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::NoSpace);
+    assert!(full.to_string().contains("its cap of 8192 bytes"), "{full}");
+    overlay.write_at(&[3; 8192], 0, false).unwrap();
+    // Zeros take no space, and give some back.
+    overlay.discard(0, 30 * BLOCK_BYTES).unwrap();
+    assert_eq!(overlay.space_bytes(), 0);
+    overlay.write_at(&[1; 512], 2 * BLOCK_BYTES, false).unwrap();
+}
+
+#[test]
+fn a_failed_sync_is_final() {
+    let (storage, _) = world();
+    let overlay = create(&storage, CAP);
+    overlay.write_at(&[1; 512], 0, false).unwrap();
+    storage.fail(Fault {
+        on: FaultOn::Sync,
+        path: Some(path().to_owned()),
+        nth: 1,
+        kind: std::io::ErrorKind::Other,
+    });
+    assert!(overlay.flush().is_err());
+    let mut buf = [0; 512];
+    for later in [overlay.flush(), overlay.read_at(&mut buf, 0)] {
+        assert_eq!(later.unwrap_err().kind(), ErrorKind::Poisoned);
+    }
+}
+
+#[test]
+fn damage_and_another_disk_below_are_told() {
+    let (storage, _) = world();
+    let overlay = create(&storage, CAP);
+    overlay.write_at(&[1; 512], 0, false).unwrap();
+    overlay.close().unwrap();
+    drop(overlay);
+    let file = storage.open(path(), OpenMode::ReadWrite).unwrap();
+    for (at, kind) in [(30, ErrorKind::Corrupt), (4096 + 9, ErrorKind::Corrupt)] {
+        let mut byte = [0];
+        file.read_at(&mut byte, at).unwrap();
+        file.write_at(&[byte[0] ^ 4], at).unwrap();
+        assert_eq!(open(&storage).err().unwrap().kind(), kind, "offset {at}");
+        file.write_at(&byte, at).unwrap();
+    }
+    open(&storage).unwrap();
+    let other = storage
+        .open(Path::new("/other"), OpenMode::CreateNew)
+        .unwrap();
+    other.set_length(SIZE + 512).unwrap();
+    let other = Arc::new(RawImage::open(&storage, Path::new("/other"), true).unwrap());
+    let refused = Overlay::open(&storage, path(), other, CAP).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Parent);
+}
+
+#[test]
+fn writers_of_one_block_lose_nothing() {
+    let (storage, before) = world();
+    let overlay = create(&storage, CAP);
+    std::thread::scope(|scope| {
+        for sector in 0..8u8 {
+            let overlay = &overlay;
+            scope.spawn(move || {
+                for block in 0..40 {
+                    let at = block * BLOCK_BYTES + u64::from(sector) * 512;
+                    overlay.write_at(&[sector + 100; 512], at, false).unwrap();
+                    if block % 8 == 0 {
+                        overlay.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let found = content(&overlay);
+    for sector in 0..320 {
+        let expected = u8::try_from(sector % 8).unwrap() + 100;
+        assert_eq!(found[sector * 512], expected, "sector {sector}");
+    }
+    assert_eq!(found[320 * 512..], before[320 * 512..]);
+}
