@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::disk::{DiskCommand, FormatArg};
+use crate::disk::{DiskCommand, FormatArg, size};
 
 /// Operates a pair of sitepair agents: protects virtual machines, watches replication, fails over.
 #[derive(Debug, Parser)]
@@ -88,6 +88,9 @@ pub(crate) enum Command {
     Export(PointArgs),
     /// Stop serving a recovery point
     Unexport(PointArgs),
+    /// Run a recovery point beside the guest that goes on: its disks served read-write, its writes kept apart
+    #[command(subcommand)]
+    Test(TestCommand),
     /// Look into change logs, check them, apply them to an image
     #[command(subcommand)]
     Hrl(HrlCommand),
@@ -224,6 +227,36 @@ pub(crate) struct PointArgs {
     pub(crate) group: String,
     /// The recovery point, as `sitepair points` names it
     pub(crate) cycle: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TestCommand {
+    /// Serve a recovery point's disks read-write; replication goes on, and nobody's role changes
+    Start(TestStartArgs),
+    /// End a test failover: what it wrote is gone
+    End {
+        /// Name of the group
+        group: String,
+        /// Name of the test, as `sitepair status` shows it
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TestStartArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// The recovery point, as `sitepair points` names it [default: the newest]
+    pub(crate) cycle: Option<u64>,
+    /// A name for the test [default: test-CYCLE]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// End it by itself after this time, such as 30m or 2h, at most 30 days
+    #[arg(long, value_name = "TIME", default_value = "8h")]
+    pub(crate) ttl: String,
+    /// Space that its writes may take, such as 500M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "16G", value_parser = size::parse)]
+    pub(crate) space: u64,
 }
 
 #[derive(Debug, Subcommand)]

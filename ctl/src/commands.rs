@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use sitepair_proto::v1 as proto;
 
 use crate::cli::{
-    CutArgs, FailoverArgs, ForceOpenArgs, PointArgs, ProtectArgs, SiteArg, UnprotectArgs,
+    CutArgs, FailoverArgs, ForceOpenArgs, PointArgs, ProtectArgs, SiteArg, TestStartArgs,
+    UnprotectArgs,
 };
 use crate::error::Failure;
 use crate::fleet::{Fit, Fleet, other, site_name};
 use crate::progress;
-use crate::view::{Disk, Done, Export, Job, Point, Points, SCHEMA};
+use crate::view::{Disk, Done, Export, Job, Point, Points, SCHEMA, Test};
 
 pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs, bar: bool) -> Result<Done, Failure> {
     let site = fleet.first_site();
@@ -41,7 +42,7 @@ pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs, bar: bool) -> Resu
     let interval_ms = args
         .interval
         .as_deref()
-        .map(interval_ms)
+        .map(|text| milliseconds("--interval", text))
         .transpose()?
         .unwrap_or(0);
     let mut client = fleet.connect(site).await?;
@@ -88,8 +89,9 @@ fn pairs(flag: &str, given: &[String]) -> Result<Vec<(String, String)>, Failure>
         .collect()
 }
 
-fn interval_ms(text: &str) -> Result<u64, Failure> {
-    let usage = || Failure::Usage(format!("--interval {text}: use a time such as 5s or 1m"));
+/// A length of time as people write it: `5s`, `1m`, `8h`.
+fn milliseconds(flag: &str, text: &str) -> Result<u64, Failure> {
+    let usage = || Failure::Usage(format!("{flag} {text}: use a time such as 5s or 1m"));
     let span: jiff::SignedDuration = text.parse().map_err(|_| usage())?;
     u64::try_from(span.as_millis()).map_err(|_| usage())
 }
@@ -248,6 +250,41 @@ pub(crate) async fn unexport(fleet: &Fleet, args: PointArgs) -> Result<Done, Fai
         cycle: args.cycle,
     };
     Ok(done(client.unexport_point(request).await?))
+}
+
+pub(crate) async fn start_test(fleet: &Fleet, args: TestStartArgs) -> Result<Done, Failure> {
+    let (site, mut client) = fleet.replica(&args.group).await?;
+    let request = proto::StartTestRequest {
+        group: args.group.clone(),
+        cycle: args.cycle.unwrap_or(0),
+        name: args.name.unwrap_or_default(),
+        ttl_s: milliseconds("--ttl", &args.ttl)?.div_ceil(1000),
+        space_bytes: args.space,
+    };
+    let test = Test::from(client.start_test(request).await?.into_inner());
+    let message = format!(
+        "test {} of group {} runs at the {} site from recovery point {}; end it with `sitepair test end {} {}`",
+        test.name,
+        args.group,
+        site_name(site),
+        test.cycle,
+        args.group,
+        test.name
+    );
+    Ok(Done {
+        cycle: Some(test.cycle),
+        test: Some(test),
+        ..Done::new(true, message)
+    })
+}
+
+pub(crate) async fn end_test(fleet: &Fleet, group: String, name: String) -> Result<Done, Failure> {
+    let (_, mut client) = fleet.replica(&group).await?;
+    Ok(done(
+        client
+            .end_test(proto::EndTestRequest { group, name })
+            .await?,
+    ))
 }
 
 fn done(reply: tonic::Response<proto::CommandReply>) -> Done {

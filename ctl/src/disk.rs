@@ -10,7 +10,7 @@ mod create;
 mod info;
 mod map;
 mod resize;
-mod size;
+pub(crate) mod size;
 mod work;
 
 use std::path::{Path, PathBuf};

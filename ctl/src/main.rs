@@ -23,7 +23,7 @@ use std::time::Duration;
 use clap::{CommandFactory as _, Parser as _};
 use serde::Serialize;
 
-use crate::cli::{Cli, Command, HrlCommand, Output, StatusArgs};
+use crate::cli::{Cli, Command, HrlCommand, Output, StatusArgs, TestCommand};
 use crate::config::Config;
 use crate::error::Failure;
 use crate::fleet::{Fleet, site_name};
@@ -115,6 +115,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::ForceOpen(args) => commands::force_open(&fleet, args).await?,
         Command::Export(args) => commands::export(&fleet, args).await?,
         Command::Unexport(args) => commands::unexport(&fleet, args).await?,
+        Command::Test(TestCommand::Start(args)) => commands::start_test(&fleet, args).await?,
+        Command::Test(TestCommand::End { group, name }) => {
+            commands::end_test(&fleet, group, name).await?
+        }
         Command::Init(_) | Command::Hrl(_) | Command::Disk(_) | Command::Completions { .. } => {
             Done::new(false, "")
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table};
 use indicatif::{BinaryBytes, HumanDuration};
 
-use crate::view::{Agent, Done, Group, Job, Points, Replica, Status};
+use crate::view::{Agent, Done, Group, Job, Points, Replica, Status, Test};
 
 /// The paper that is printed on.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,15 @@ impl Page {
         // Clocks of two hosts differ: what is a little ahead is now.
         age.map_or_else(String::new, |age| {
             HumanDuration(Duration::try_from(age).unwrap_or_default()).to_string()
+        })
+    }
+
+    /// How long it is to `time`, in words; empty if it is not known.
+    fn until(&self, time: &str) -> String {
+        let then = time.parse::<jiff::Timestamp>().ok();
+        let left = then.map(|t| t.duration_since(self.now));
+        left.map_or_else(String::new, |left| {
+            HumanDuration(Duration::try_from(left).unwrap_or_default()).to_string()
         })
     }
 
@@ -168,10 +177,32 @@ fn details(g: &Group, page: Page) -> String {
             e.disk, e.cycle, e.nbd_uri
         ));
     }
+    for t in &g.tests {
+        text.push_str(&test(t, page));
+    }
     if text.is_empty() {
         return text;
     }
     format!("\n  {}\n{text}", g.name)
+}
+
+fn test(t: &Test, page: Page) -> String {
+    let state = match &t.problem {
+        Some(problem) => format!("NOT SERVED: {problem}"),
+        None => format!(
+            "{} of {} written, ends in {}",
+            BinaryBytes(t.used_bytes),
+            BinaryBytes(t.cap_bytes),
+            page.until(&t.expires_at)
+        ),
+    };
+    let mut text = page.sentence(4, &format!("test {} of point {}: {state}", t.name, t.cycle));
+    for d in &t.disks {
+        for uri in std::iter::once(&d.nbd_uri).chain(&d.nbd_tls_uri) {
+            text.push_str(&format!("    {} in {}: {uri}\n", d.name, t.name));
+        }
+    }
+    text
 }
 
 fn replica(r: &Replica, page: Page) -> String {
@@ -288,6 +319,11 @@ pub(crate) fn done(done: &Done) -> String {
     }
     for e in &done.exports {
         text.push_str(&format!("\n  {}: {}", e.disk, e.nbd_uri));
+    }
+    for d in done.test.iter().flat_map(|t| &t.disks) {
+        for uri in std::iter::once(&d.nbd_uri).chain(&d.nbd_tls_uri) {
+            text.push_str(&format!("\n  {}: attach the test's guest to {uri}", d.name));
+        }
     }
     text
 }

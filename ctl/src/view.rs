@@ -72,6 +72,7 @@ pub(crate) struct Group {
     pub(crate) replica: Option<Replica>,
     pub(crate) job: Option<Job>,
     pub(crate) exports: Vec<Export>,
+    pub(crate) tests: Vec<Test>,
     pub(crate) interval_ms: u64,
     pub(crate) keep_points: u32,
 }
@@ -130,6 +131,27 @@ pub(crate) struct Export {
     pub(crate) nbd_uri: String,
 }
 
+#[derive(Debug, Serialize)]
+pub(crate) struct Test {
+    pub(crate) name: String,
+    pub(crate) cycle: u64,
+    pub(crate) who: String,
+    pub(crate) started_at: String,
+    pub(crate) expires_at: String,
+    pub(crate) used_bytes: u64,
+    pub(crate) cap_bytes: u64,
+    pub(crate) disks: Vec<TestDisk>,
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct TestDisk {
+    pub(crate) name: String,
+    pub(crate) nbd_uri: String,
+    pub(crate) nbd_tls_uri: Option<String>,
+    pub(crate) clients: u32,
+}
+
 /// `sitepair points`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Points {
@@ -162,6 +184,8 @@ pub(crate) struct Done {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) exports: Vec<Export>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) test: Option<Test>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<Job>,
 }
 
@@ -175,6 +199,7 @@ impl Done {
             cycle: None,
             disks: Vec::new(),
             exports: Vec::new(),
+            test: None,
             job: None,
         }
     }
@@ -272,6 +297,7 @@ impl From<proto::GroupStatus> for Group {
             replica: g.replica.map(Replica::from),
             job: g.job.map(Job::from),
             exports: g.exports.into_iter().map(Export::from).collect(),
+            tests: g.tests.into_iter().map(Test::from).collect(),
             interval_ms: g.interval_ms,
             keep_points: g.keep_points,
         }
@@ -288,6 +314,28 @@ impl From<proto::DiskStatus> for Disk {
             nbd_uri: optional(d.nbd_uri),
             nbd_tls_uri: optional(d.nbd_tls_uri),
             clients: d.clients,
+        }
+    }
+}
+
+impl From<proto::TestStatus> for Test {
+    fn from(t: proto::TestStatus) -> Self {
+        let disks = t.disks.into_iter().map(|d| TestDisk {
+            name: d.disk,
+            nbd_uri: d.nbd_uri,
+            nbd_tls_uri: optional(d.nbd_tls_uri),
+            clients: d.clients,
+        });
+        Self {
+            name: t.name,
+            cycle: t.cycle,
+            who: t.who,
+            started_at: time(t.started_at_ms),
+            expires_at: time(t.expires_at_ms),
+            used_bytes: t.used_bytes,
+            cap_bytes: t.cap_bytes,
+            disks: disks.collect(),
+            problem: optional(t.problem),
         }
     }
 }

@@ -24,6 +24,7 @@ mod side;
 mod start;
 pub mod status;
 mod task;
+mod test_failover;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -50,6 +51,7 @@ pub use operator::{Asker, Operator, ProtectDisk, ProtectSpec};
 pub use peer::PeerFace;
 pub use run::{RunError, run};
 pub use start::start;
+pub use test_failover::TestSpec;
 
 /// What all groups of an agent share.
 pub struct Context {

@@ -18,7 +18,7 @@ use std::io;
 use std::path::PathBuf;
 
 use sitepair_model::ids::{
-    Cycle, Digest, DiskId, DiskName, GenId, GroupId, GroupName, OpId, UnixMillis,
+    Cycle, Digest, DiskId, DiskName, GenId, GroupId, GroupName, OpId, TestName, UnixMillis,
 };
 use sitepair_model::peer::ImageFormat;
 use sitepair_model::point::{Consistency, RecoveryPoint};
@@ -211,6 +211,25 @@ pub struct LogRow {
     pub covered_bytes: u64,
 }
 
+/// A test failover, and with it a pin on its recovery point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestRow {
+    /// Its name.
+    pub name: TestName,
+    /// The point that it started from.
+    pub cycle: Cycle,
+    /// Space that its writes may take in bytes, of all disks together.
+    pub cap_bytes: u64,
+    /// Name in the certificate of who started it.
+    pub who: String,
+    /// When, by this site's clock.
+    pub started_at: UnixMillis,
+    /// When it ends by itself.
+    pub expires_at: UnixMillis,
+    /// Whether its files are there. Without, it is being made or removed, and a restart removes it.
+    pub whole: bool,
+}
+
 /// A long operation, running or done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobRow {
@@ -328,6 +347,24 @@ pub trait Catalog: Send + Sync {
     /// # Errors
     /// `Conflict` when the group is not there, or `base` has change logs.
     fn reset_journal(&self, group: GroupId, base: &PointRow) -> Result<(), CatalogError>;
+
+    /// Adds a test failover, or replaces what is known of it.
+    ///
+    /// # Errors
+    /// `Conflict` when the group is not there.
+    fn put_test(&self, group: GroupId, test: &TestRow) -> Result<(), CatalogError>;
+
+    /// A group's test failovers, by name.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    fn tests(&self, group: GroupId) -> Result<Vec<TestRow>, CatalogError>;
+
+    /// Forgets a test failover. Forgetting it again is harmless.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    fn remove_test(&self, group: GroupId, name: &TestName) -> Result<(), CatalogError>;
 
     /// Adds a job, or replaces what is known of it.
     ///

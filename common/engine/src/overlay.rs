@@ -56,10 +56,12 @@ use crate::locked;
 
 mod header;
 mod load;
+mod space;
 #[cfg(test)]
 mod tests;
 
 use header::Header;
+pub use space::Space;
 
 /// Most zeros that are written at once where a file system cannot make holes.
 const ZEROS_BYTES: usize = 1 << 20;
@@ -75,9 +77,8 @@ pub struct Overlay {
     owned: BlockSet,
     /// Those of them that are zeros and take no space.
     holes: BlockSet,
-    /// Blocks that take space, at most `cap`.
-    space: AtomicU64,
-    cap: u64,
+    /// Blocks that take space, and how many may.
+    space: Arc<Space>,
     locks: RangeLocks,
     /// Sectors of bits that changed since they were last saved.
     unsaved: Mutex<BTreeSet<u64>>,
@@ -99,7 +100,7 @@ enum Owner {
 
 impl Overlay {
     /// Makes an overlay without blocks at `path`, where there must be nothing, above `below`. It has the id
-    /// `id`, and takes at most `cap_bytes` of space for blocks. Durable on return.
+    /// `id`, and takes its blocks' space from `space`. Durable on return.
     ///
     /// # Errors
     /// `AlreadyExists` where there is something; the storage's.
@@ -108,7 +109,7 @@ impl Overlay {
         path: &Path,
         below: Arc<dyn Image>,
         id: [u8; 16],
-        cap_bytes: u64,
+        space: Arc<Space>,
     ) -> Result<Self, DiskError> {
         let header = Header {
             size_bytes: below.geometry().size_bytes,
@@ -123,7 +124,7 @@ impl Overlay {
         file.sync().map_err(failed)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         storage.sync_dir(folder).map_err(failed)?;
-        Ok(Self::new(path, file, below, header, cap_bytes))
+        Ok(Self::new(path, file, below, header, space))
     }
 
     /// Opens the overlay at `path` above `below`, which must be what it was made above.
@@ -134,7 +135,7 @@ impl Overlay {
         storage: &dyn Storage,
         path: &Path,
         below: Arc<dyn Image>,
-        cap_bytes: u64,
+        space: Arc<Space>,
     ) -> Result<Self, DiskError> {
         let failed = |e| DiskError::io(format!("open {}", path.display()), e);
         let file = storage.open(path, OpenMode::ReadWrite).map_err(failed)?;
@@ -152,7 +153,7 @@ impl Overlay {
                 why: "it was made above another recovery point or disk".to_owned(),
             });
         }
-        let overlay = Self::new(path, file, below, header, cap_bytes);
+        let overlay = Self::new(path, file, below, header, space);
         overlay.load()?;
         Ok(overlay)
     }
@@ -162,7 +163,7 @@ impl Overlay {
         file: Arc<dyn BlockFile>,
         below: Arc<dyn Image>,
         header: Header,
-        cap_bytes: u64,
+        space: Arc<Space>,
     ) -> Self {
         let blocks = block_count(header.size_bytes);
         let geometry = Geometry {
@@ -178,8 +179,7 @@ impl Overlay {
             geometry,
             owned: BlockSet::new(blocks),
             holes: BlockSet::new(blocks),
-            space: AtomicU64::new(0),
-            cap: cap_bytes / BLOCK_BYTES,
+            space,
             locks: RangeLocks::default(),
             unsaved: Mutex::default(),
             begun: AtomicU64::new(0),
@@ -187,12 +187,6 @@ impl Overlay {
             failed: OnceLock::new(),
             closed: AtomicBool::new(false),
         }
-    }
-
-    /// Bytes of the blocks that take space here.
-    #[must_use]
-    pub fn space_bytes(&self) -> u64 {
-        self.space.load(Ordering::Relaxed) * BLOCK_BYTES
     }
 
     /// The ranges that differ from what is below, ascending, as far as is known: all that was written.
@@ -289,19 +283,8 @@ impl Overlay {
             }
             at = until;
         }
-        let taken = self.space.fetch_add(wanted, Ordering::Relaxed);
-        if taken + wanted <= self.cap || wanted == 0 {
-            return Ok(wanted);
-        }
-        self.space.fetch_sub(wanted, Ordering::Relaxed);
-        let cap = self.cap * BLOCK_BYTES;
-        Err(DiskError::io(
-            format!(
-                "write to {}: its cap of {cap} bytes is reached",
-                self.path.display()
-            ),
-            std::io::ErrorKind::StorageFull.into(),
-        ))
+        self.space.take(wanted)?;
+        Ok(wanted)
     }
 
     /// Runs what writes data into `blocks`; afterwards they are here and take space. The range must be locked.
@@ -311,9 +294,7 @@ impl Overlay {
         write: impl FnOnce() -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {
         let reserved = self.reserve(blocks)?;
-        write().inspect_err(|_| {
-            self.space.fetch_sub(reserved, Ordering::Relaxed);
-        })?;
+        write().inspect_err(|_| self.space.give_back(reserved))?;
         self.holes.remove_range(blocks.start, blocks.end);
         self.own(blocks);
         Ok(())
@@ -390,7 +371,7 @@ impl Overlay {
                     })?;
                     self.holes.insert_range(blocks.start, blocks.end);
                     self.own(blocks);
-                    self.space.fetch_sub(freed, Ordering::Relaxed);
+                    self.space.give_back(freed);
                     return Ok(());
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {}

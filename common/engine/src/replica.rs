@@ -27,12 +27,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use sitepair_disk::storage::Storage;
 use sitepair_disk::{DiskError, ErrorKind, Image};
-use sitepair_model::ids::{Cycle, Digest, DiskId, GenId, GroupId, UnixMillis};
+use sitepair_model::ids::{Cycle, Digest, DiskId, GenId, GroupId, TestName, UnixMillis};
 use sitepair_model::peer::{TransferBegin, TransferKind};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::catalog::{Catalog, CatalogError, DiskRow, GroupRow, LogRow, PointRow};
+use crate::catalog::{Catalog, CatalogError, DiskRow, GroupRow, LogRow, PointRow, TestRow};
 use crate::endpoint::{PeerError, Transfer};
 use crate::env::Env;
 
@@ -45,11 +45,13 @@ mod index;
 mod journal;
 mod merge;
 mod seed;
+mod test_failover;
 mod view;
 
 pub use create::{Existing, finish_discards, image_path};
 pub use error::ReplicaError;
 pub use merge::PromotedImages;
+pub use test_failover::TestFailover;
 
 /// Where a site keeps its replicas.
 #[derive(Clone)]
@@ -134,8 +136,9 @@ struct State {
     points: Vec<PointRow>,
     /// By cycle; also those of forgotten points, until they are folded.
     logs: Vec<LogRow>,
-    /// Points in use, and how many times.
+    /// Points in use, and how many times: by views, and by tests whether or not they are open.
     pins: BTreeMap<Cycle, usize>,
+    tests: BTreeMap<TestName, TestRow>,
     /// Change logs that were checked against their hash.
     verified: HashSet<String>,
     /// Number of the transfer that counts.
@@ -201,11 +204,17 @@ impl ReplicaGroup {
         let points = site.catalog.points(group.group)?;
         let logs = site.catalog.logs(group.group)?;
         journal::recover(&*site.storage, &journal_dir, &logs)?;
+        let tests = test_failover::recover(&site, group.group)?;
+        let mut pins = BTreeMap::new();
+        for test in tests.values() {
+            *pins.entry(test.cycle).or_default() += 1;
+        }
         let state = State {
             generation,
             points,
             logs,
-            pins: BTreeMap::new(),
+            pins,
+            tests,
             verified: HashSet::new(),
             session: 0,
             received: None,

@@ -79,6 +79,11 @@ name_type!(
     "disk name"
 );
 name_type!(
+    /// What operators call a test failover, unique within its group.
+    TestName,
+    "test's name"
+);
+name_type!(
     /// The name two agents share: the trust domain of their certificates.
     PairName,
     "pair name"

@@ -8,7 +8,7 @@ use indicatif::BinaryBytes;
 const SUFFIXES: &str = "KMGTP";
 
 /// A number of bytes, from `10G`, `1.5T`, `512`.
-pub(super) fn parse(text: &str) -> Result<u64, String> {
+pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let wrong =
         || format!("{text:?} is no size; write bytes, or a number with K, M, G or T, such as 10G");
     let digits = text

@@ -29,6 +29,7 @@ fn group(name: &str, role: &'static str, activity: &str) -> Group {
         replica: None,
         job: None,
         exports: Vec::new(),
+        tests: Vec::new(),
         interval_ms: 5000,
         keep_points: 24,
     }

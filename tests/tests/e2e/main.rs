@@ -17,6 +17,7 @@ mod bad_disks;
 mod commands;
 mod crash;
 mod demonstration;
+mod drill;
 mod failover;
 mod foreign;
 mod grpc;

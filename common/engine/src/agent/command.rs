@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sitepair_model::cause::chain;
 use sitepair_model::group::{Event, ForceOpen, Hold, Refusal, Role, allowed_operations};
-use sitepair_model::ids::{Cycle, OpId};
+use sitepair_model::ids::{Cycle, OpId, TestName};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::oneshot;
 
@@ -14,8 +14,10 @@ use super::replicator::Order;
 use super::side::{Side, nbd_uri, socket_path};
 use super::status::{
     DiskStatus, ExportStatus, GroupStatus, Health, JobStatus, ReplicaStatus, SourceStatus,
+    TestStatus,
 };
 use super::task::GroupTask;
+use super::test_failover::TestSpec;
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -94,6 +96,14 @@ pub(super) enum Command {
         cycle: Cycle,
         reply: Answer<Done>,
     },
+    StartTest {
+        spec: TestSpec,
+        reply: Answer<TestStatus>,
+    },
+    EndTest {
+        name: TestName,
+        reply: Answer<Done>,
+    },
 }
 
 impl GroupTask {
@@ -137,6 +147,12 @@ impl GroupTask {
             }
             Command::Export { cycle, reply } => {
                 let _ = reply.send(self.export(cycle).await);
+            }
+            Command::StartTest { spec, reply } => {
+                let _ = reply.send(self.start_test(spec).await);
+            }
+            Command::EndTest { name, reply } => {
+                let _ = reply.send(self.end_test(&name).await);
             }
             Command::Unexport { cycle, reply } => {
                 let ended = self.exports.remove(&cycle);
@@ -270,7 +286,8 @@ impl GroupTask {
                 .points()
                 .into_iter()
                 .map(|p| {
-                    let in_use = self.exports.contains_key(&p.cycle);
+                    let tested = self.tests_status().iter().any(|t| t.cycle == p.cycle);
+                    let in_use = tested || self.exports.contains_key(&p.cycle);
                     (p, in_use)
                 })
                 .collect()),
@@ -447,6 +464,7 @@ impl GroupTask {
                 .flatten()
                 .map(PointExport::status)
                 .collect(),
+            tests: self.tests_status(),
             interval_ms: row.interval_ms,
             keep_points: row.keep_points,
         }

@@ -1,12 +1,13 @@
 //! The agent's TCP port for guests of other hosts: NBD behind the agent's own TLS.
 //!
 //! Receives: `[nbd] listen` and the TLS files, looked at anew for each connection. Gives out: the port
-//! that groups add their disks to while they serve them, under the names `GROUP/DISK`.
+//! that groups add their disks to while they serve them, under the names `GROUP/DISK`, and those of tests, `GROUP/DISK~TEST`.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use sitepair_certs::TlsStore;
-use sitepair_model::ids::{DiskName, GroupName};
+use sitepair_model::ids::GroupName;
 use tokio::net::TcpListener;
 
 use super::Context;
@@ -23,7 +24,7 @@ pub(super) struct NbdTls {
 impl NbdTls {
     /// How a hypervisor elsewhere names a disk. It has to be told as well which name to expect in the agent's
     /// certificate, for which this form has no place (`tls-hostname` of QEMU).
-    pub(super) fn uri(&self, group: &GroupName, disk: &DiskName) -> String {
+    pub(super) fn uri(&self, group: &GroupName, disk: &impl Display) -> String {
         format!("nbds://{}/{group}/{disk}", self.authority)
     }
 }

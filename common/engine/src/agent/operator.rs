@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sitepair_model::cause::chain;
 use sitepair_model::group::ForceOpen;
-use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, UnixMillis};
+use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, TestName, UnixMillis};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -20,8 +20,10 @@ use super::groups::Handle;
 use super::job::Job;
 use super::status::{
     AgentStatus, CertificateStatus, ExportStatus, GroupStatus, Health, JobStatus, LinkStatus,
+    TestStatus,
 };
 use super::task::Msg;
+use super::test_failover::TestSpec;
 use crate::catalog::AuditRow;
 use crate::wire::LinkState;
 
@@ -302,6 +304,28 @@ impl Operator {
     /// [`CommandError`].
     pub async fn unexport(&self, group: &GroupName, cycle: Cycle) -> Result<Done, CommandError> {
         self.ask(group, |reply| Command::Unexport { cycle, reply })
+            .await
+    }
+
+    /// Begins a test failover.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn start_test(
+        &self,
+        group: &GroupName,
+        spec: TestSpec,
+    ) -> Result<TestStatus, CommandError> {
+        self.ask(group, |reply| Command::StartTest { spec, reply })
+            .await
+    }
+
+    /// Ends a test failover; what it wrote is gone.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn end_test(&self, group: &GroupName, name: TestName) -> Result<Done, CommandError> {
+        self.ask(group, |reply| Command::EndTest { name, reply })
             .await
     }
 

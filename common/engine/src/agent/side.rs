@@ -55,15 +55,19 @@ pub(super) struct ServedDisk {
 }
 
 impl ServedDisk {
-    fn open(context: &Context, row: &GroupRow, export: Export) -> Result<Self, BindError> {
-        let disk = &export.name;
-        let path = socket_path(&context.run_dir, &row.name, disk);
+    /// Serves a disk at a socket, and as `remote` at the agent's port.
+    pub(super) fn open(
+        context: &Context,
+        socket: &Path,
+        remote: String,
+        export: Export,
+    ) -> Result<Self, BindError> {
         let remote = Export {
-            name: format!("{}/{disk}", row.name),
+            name: remote,
             image: Arc::clone(&export.image),
         };
         Ok(Self {
-            unix: context.nbd.bind_unix(&path, export)?,
+            unix: context.nbd.bind_unix(socket, export)?,
             tls: context
                 .nbd_tls()
                 .map(|tls| tls.port.add(remote))
@@ -85,7 +89,7 @@ impl ServedDisk {
         self.all().map(ExportHandle::writers).sum()
     }
 
-    fn close(self, how: Disconnect) {
+    pub(super) fn close(self, how: Disconnect) {
         std::iter::once(self.unix)
             .chain(self.tls)
             .for_each(|handle| handle.close(how));
@@ -200,7 +204,9 @@ impl SourceSide {
                 name: disk.name.to_string(),
                 image,
             };
-            match ServedDisk::open(context, row, export) {
+            let socket = socket_path(&context.run_dir, &row.name, &disk.name);
+            let remote = format!("{}/{}", row.name, disk.name);
+            match ServedDisk::open(context, &socket, remote, export) {
                 Ok(server) => self.servers.push(server),
                 // Those that are bound are the caller's to end.
                 Err(e) => return Err(chain(&e)),

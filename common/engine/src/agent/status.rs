@@ -1,7 +1,7 @@
 //! What an agent tells about itself: plain values, built on demand, converted by the wire.
 
 use sitepair_model::ids::{
-    Cycle, DiskName, Generation, GroupId, GroupName, OpId, Site, UnixMillis,
+    Cycle, DiskName, Generation, GroupId, GroupName, OpId, Site, TestName, UnixMillis,
 };
 use sitepair_model::peer::{ImageFormat, RoleName};
 
@@ -96,6 +96,8 @@ pub struct GroupStatus {
     pub job: Option<JobStatus>,
     /// Points that are served.
     pub exports: Vec<ExportStatus>,
+    /// Test failovers.
+    pub tests: Vec<TestStatus>,
     /// Milliseconds between two cuts.
     pub interval_ms: u64,
     /// Recovery points kept.
@@ -170,6 +172,42 @@ pub struct ExportStatus {
     pub disk: DiskName,
     /// Where a client attaches.
     pub nbd_uri: String,
+}
+
+/// A test failover.
+#[derive(Debug, Clone)]
+pub struct TestStatus {
+    /// Its name.
+    pub name: TestName,
+    /// The point that it started from.
+    pub cycle: Cycle,
+    /// Who started it.
+    pub who: String,
+    /// When.
+    pub started_at: UnixMillis,
+    /// When it ends by itself.
+    pub expires_at: UnixMillis,
+    /// Space that its writes take.
+    pub used_bytes: u64,
+    /// And may take.
+    pub cap_bytes: u64,
+    /// Where guests attach.
+    pub disks: Vec<TestDiskStatus>,
+    /// Why it is not served, and what to do.
+    pub problem: Option<String>,
+}
+
+/// A disk of a test failover.
+#[derive(Debug, Clone)]
+pub struct TestDiskStatus {
+    /// The disk.
+    pub disk: DiskName,
+    /// Where a hypervisor attaches.
+    pub nbd_uri: String,
+    /// Where a hypervisor of another host attaches, if the agent has a port for that.
+    pub nbd_tls_uri: Option<String>,
+    /// NBD connections now.
+    pub clients: u32,
 }
 
 /// A long operation.

@@ -39,6 +39,7 @@ use super::job::Job;
 use super::replicator::End;
 use super::side::{Side, SourceSide, open_side};
 use super::status::GroupStatus;
+use super::test_failover::Tests;
 use super::{Context, LinkView};
 use crate::catalog::CatalogError;
 use crate::endpoint::{PeerEndpoint, PeerError, Transfer};
@@ -149,6 +150,7 @@ pub(super) struct GroupTask {
     pub(super) problem: Option<String>,
     pub(super) job: Option<Job>,
     pub(super) exports: BTreeMap<Cycle, Vec<PointExport>>,
+    pub(super) tests: Tests,
     ended: bool,
 }
 
@@ -183,6 +185,7 @@ impl GroupTask {
             problem: None,
             job: None,
             exports: BTreeMap::new(),
+            tests: Tests::new(),
             ended: false,
         }
     }
@@ -467,6 +470,7 @@ impl GroupTask {
         {
             self.promote(through);
         }
+        self.look_after_tests().await;
         self.ask_if_due().await;
         self.update_job();
     }

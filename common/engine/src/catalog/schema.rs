@@ -14,7 +14,7 @@ use super::sqlite::failed;
 const APPLICATION_ID: i64 = 0x7350_4367;
 
 /// What to do to get from version `i` to `i + 1`. Never edited once released; only appended to.
-const MIGRATIONS: [&str; 1] = [V1];
+const MIGRATIONS: [&str; 2] = [V1, V2];
 
 const V1: &str = "
 CREATE TABLE groups (
@@ -87,6 +87,20 @@ CREATE TABLE audit (
 CREATE TABLE meta (
     key TEXT PRIMARY KEY NOT NULL,
     value BLOB NOT NULL
+) STRICT;
+";
+
+const V2: &str = "
+CREATE TABLE tests (
+    group_id BLOB NOT NULL REFERENCES groups ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    cycle INTEGER NOT NULL,
+    cap_bytes INTEGER NOT NULL,
+    who TEXT NOT NULL,
+    started_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    whole INTEGER NOT NULL,
+    PRIMARY KEY (group_id, name)
 ) STRICT;
 ";
 

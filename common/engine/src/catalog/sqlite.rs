@@ -10,15 +10,16 @@ use std::time::Duration;
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params,
 };
-use sitepair_model::ids::{Cycle, GroupId};
+use sitepair_model::ids::{Cycle, GroupId, TestName};
 
 use super::{
-    AuditRow, Catalog, CatalogError, GroupRow, JobRow, LIST_MAX, LogRow, PointRow, schema,
+    AuditRow, Catalog, CatalogError, GroupRow, JobRow, LIST_MAX, LogRow, PointRow, TestRow, schema,
 };
 
 mod convert;
 mod groups;
 mod journal;
+mod tests;
 
 /// The catalogue in a SQLite database.
 pub struct SqliteCatalog {
@@ -232,6 +233,22 @@ impl Catalog for SqliteCatalog {
 
     fn reset_journal(&self, group: GroupId, base: &PointRow) -> Result<(), CatalogError> {
         self.write("reset a journal", |tx| journal::reset(tx, group, base))
+    }
+
+    fn put_test(&self, group: GroupId, test: &TestRow) -> Result<(), CatalogError> {
+        self.write("write a test failover", |tx| tests::put(tx, group, test))
+    }
+
+    fn tests(&self, group: GroupId) -> Result<Vec<TestRow>, CatalogError> {
+        self.read("read the test failovers", |c| tests::all(c, group))
+    }
+
+    fn remove_test(&self, group: GroupId, name: &TestName) -> Result<(), CatalogError> {
+        self.write("remove a test failover", |tx| {
+            let sql = "DELETE FROM tests WHERE group_id = ?1 AND name = ?2";
+            tx.execute(sql, params![group.as_bytes(), name.as_str()])?;
+            Ok(())
+        })
     }
 
     fn put_job(&self, job: &JobRow) -> Result<(), CatalogError> {

@@ -1,7 +1,6 @@
 //! Opening an overlay: which blocks are in its file, and which of them are holes.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use sitepair_disk::DiskError;
 use sitepair_disk::storage::{BlockFile, FileExtent};
@@ -33,7 +32,7 @@ impl Overlay {
         }
         self.load_holes().map_err(failed)?;
         let space = self.owned.count() - self.holes.count();
-        self.space.store(space, Ordering::Relaxed);
+        self.space.count(space);
         Ok(())
     }
 

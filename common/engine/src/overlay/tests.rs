@@ -32,11 +32,11 @@ fn world() -> (FakeStorage, Vec<u8>) {
 }
 
 fn create(storage: &FakeStorage, cap: u64) -> Overlay {
-    Overlay::create(storage, path(), below(storage), ID, cap).unwrap()
+    Overlay::create(storage, path(), below(storage), ID, Space::new(cap)).unwrap()
 }
 
 fn open(storage: &FakeStorage) -> Result<Overlay, DiskError> {
-    Overlay::open(storage, path(), below(storage), CAP)
+    Overlay::open(storage, path(), below(storage), Space::new(CAP))
 }
 
 fn content(image: &dyn Image) -> Vec<u8> {
@@ -139,7 +139,7 @@ fn what_is_below_never_changes_and_is_copied_up_by_the_block() {
     overlay
         .write_at(&[9; 512], 5 * BLOCK_BYTES + 1024, false)
         .unwrap();
-    assert_eq!(overlay.space_bytes(), BLOCK_BYTES);
+    assert_eq!(overlay.space.used_bytes(), BLOCK_BYTES);
     let mut written = Vec::new();
     overlay.for_each_written(|extent| written.push(extent));
     assert_eq!(written, [Extent::new(5 * BLOCK_BYTES, BLOCK_BYTES)]);
@@ -225,7 +225,7 @@ fn the_cap_refuses_new_blocks_only() {
     overlay.write_at(&[3; 8192], 0, false).unwrap();
     // Zeros take no space, and give some back.
     overlay.discard(0, 30 * BLOCK_BYTES).unwrap();
-    assert_eq!(overlay.space_bytes(), 0);
+    assert_eq!(overlay.space.used_bytes(), 0);
     overlay.write_at(&[1; 512], 2 * BLOCK_BYTES, false).unwrap();
 }
 
@@ -268,7 +268,9 @@ fn damage_and_another_disk_below_are_told() {
         .unwrap();
     other.set_length(SIZE + 512).unwrap();
     let other = Arc::new(RawImage::open(&storage, Path::new("/other"), true).unwrap());
-    let refused = Overlay::open(&storage, path(), other, CAP).err().unwrap();
+    let refused = Overlay::open(&storage, path(), other, Space::new(CAP))
+        .err()
+        .unwrap();
     assert_eq!(refused.kind(), ErrorKind::Parent);
 }
 

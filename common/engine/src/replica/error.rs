@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use sitepair_disk::{DiskError, ErrorKind};
-use sitepair_model::ids::{Cycle, Digest, DiskId, DiskName};
+use sitepair_model::ids::{Cycle, Digest, DiskId, DiskName, TestName};
 
 use crate::catalog::CatalogError;
 use crate::endpoint::PeerError;
@@ -111,8 +111,20 @@ pub enum ReplicaError {
         /// The cycle.
         cycle: Cycle,
     },
+    /// The name of a test is taken.
+    #[error("a test named {name} runs already: end it, or choose another name")]
+    TestExists {
+        /// The name.
+        name: TestName,
+    },
+    /// No test has that name.
+    #[error("no test is named {name}; `sitepair status` lists those that run")]
+    NoSuchTest {
+        /// The name.
+        name: TestName,
+    },
     /// A point that would have to go is in use.
-    #[error("recovery point {cycle} is in use: end its export first")]
+    #[error("recovery point {cycle} is in use: end its exports and tests first")]
     InUse {
         /// The oldest point in use.
         cycle: Cycle,

@@ -65,13 +65,14 @@ impl ReplicaGroup {
     }
 
     /// Makes the images what the newest point, `through`, shows, and gives them to the caller, who becomes
-    /// the source; the replica takes no transfers from then on. Repeating it is harmless, also after a restart.
+    /// the source; the replica takes no transfers from then on, and its tests end. Repeating it is harmless, also after a restart.
     /// Blocks.
     ///
     /// # Errors
     /// `NoSuchPoint` when `through` is not the newest point; `InUse` while a view is open; those of merging.
     pub fn promote(&self, through: Cycle) -> Result<PromotedImages, ReplicaError> {
         let inner = &*self.inner;
+        self.end_tests()?;
         let _one = lock(&inner.folding);
         let forgotten = {
             let _still = lock(&inner.committing);

@@ -13,7 +13,7 @@ use sitepair_model::extent::Extent;
 use sitepair_model::ids::{Cycle, DiskId};
 
 use super::index::{Bytes, Piece, RangeIndex};
-use super::{Inner, ReplicaError, ReplicaGroup, journal};
+use super::{Inner, ReplicaError, ReplicaGroup, State, journal};
 use crate::catalog::LogRow;
 
 impl ReplicaGroup {
@@ -25,6 +25,7 @@ impl ReplicaGroup {
     pub fn view(&self, disk: DiskId, cycle: Cycle) -> Result<Arc<dyn Image>, ReplicaError> {
         let pin = Pin::new(&self.inner, cycle)?;
         let disk = self.inner.disk(disk)?;
+        let id = self.inner.state_id(disk.row.disk, cycle)?;
         let layers = self.inner.layers(disk.row.disk, cycle)?;
         let base = disk.image()?;
         let geometry = Geometry {
@@ -35,6 +36,7 @@ impl ReplicaGroup {
             base,
             layers,
             geometry,
+            id,
             closed: AtomicBool::new(false),
             _pin: pin,
         }))
@@ -42,13 +44,13 @@ impl ReplicaGroup {
 }
 
 /// Keeps a point from being merged away.
-struct Pin {
+pub(super) struct Pin {
     inner: Arc<Inner>,
     cycle: Cycle,
 }
 
 impl Pin {
-    fn new(inner: &Arc<Inner>, cycle: Cycle) -> Result<Self, ReplicaError> {
+    pub(super) fn new(inner: &Arc<Inner>, cycle: Cycle) -> Result<Self, ReplicaError> {
         let mut state = inner.state();
         if let Some(why) = state.closed {
             return Err(ReplicaError::Closed { why });
@@ -71,15 +73,18 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut state = self.inner.state();
-        if let Some(count) = state.pins.get_mut(&self.cycle) {
-            *count -= 1;
-            if *count == 0 {
-                state.pins.remove(&self.cycle);
-            }
-        }
-        drop(state);
+        unpin(&mut self.inner.state(), self.cycle);
         self.inner.merge_due.notify_one();
+    }
+}
+
+/// Takes one pin off a point.
+pub(super) fn unpin(state: &mut State, cycle: Cycle) {
+    if let Some(count) = state.pins.get_mut(&cycle) {
+        *count -= 1;
+        if *count == 0 {
+            state.pins.remove(&cycle);
+        }
     }
 }
 
@@ -113,6 +118,21 @@ impl Layers {
 }
 
 impl Inner {
+    /// Names the content of a disk at a point: what is above it, and was made earlier, must be above the same.
+    fn state_id(&self, disk: DiskId, cycle: Cycle) -> Result<[u8; 16], ReplicaError> {
+        let state = self.state();
+        let at = state.points.binary_search_by_key(&cycle, |p| p.cycle);
+        let point = &state.points[at.map_err(|_| ReplicaError::NoSuchPoint { cycle })?];
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(disk.as_bytes());
+        hasher.update(&cycle.0.to_le_bytes());
+        hasher.update(point.generation.as_bytes());
+        hasher.update(point.digest.as_bytes());
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        Ok(id)
+    }
+
     /// The journal's change logs of one disk up to a cycle.
     pub(super) fn layers(&self, disk: DiskId, through: Cycle) -> Result<Layers, ReplicaError> {
         let opened = self.open_logs(disk, through)?;
@@ -196,6 +216,7 @@ struct View {
     base: Arc<dyn Image>,
     layers: Layers,
     geometry: Geometry,
+    id: [u8; 16],
     closed: AtomicBool,
     _pin: Pin,
 }
@@ -238,9 +259,12 @@ impl Image for View {
         self.geometry.clone()
     }
 
-    /// A view never changes, so it needs nothing to tell a change by.
+    /// A view never changes: its id is that of the disk at the point.
     fn identity(&self) -> Result<Identity, DiskError> {
-        Ok(Identity::default())
+        Ok(Identity {
+            data_write_id: self.id,
+            ..Identity::default()
+        })
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {

@@ -6,7 +6,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use sitepair_model::ids::{Cycle, GroupName, OpId};
+use sitepair_model::ids::{Cycle, GroupName, OpId, TestName};
 use sitepair_proto::v1 as proto;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
@@ -15,7 +15,9 @@ use tonic::{Request, Response, Status};
 use super::Caller;
 use crate::agent::status::AgentStatus;
 use crate::agent::status::JobState;
-use crate::agent::{Asker, CommandError, Done, Operator, ProtectDisk, ProtectSpec, Unprotect};
+use crate::agent::{
+    Asker, CommandError, Done, Operator, ProtectDisk, ProtectSpec, TestSpec, Unprotect,
+};
 
 mod convert;
 
@@ -62,6 +64,11 @@ fn who<T>(request: &Request<T>) -> Asker {
 }
 
 fn name(text: &str) -> Result<GroupName, Status> {
+    text.parse()
+        .map_err(|e| Status::invalid_argument(format!("{e}")))
+}
+
+fn test_name(text: &str) -> Result<TestName, Status> {
     text.parse()
         .map_err(|e| Status::invalid_argument(format!("{e}")))
 }
@@ -355,6 +362,42 @@ impl proto::control_server::Control for ControlService {
         let group = name(&r.group)?;
         let done = self.operator.unexport(&group, Cycle(r.cycle)).await;
         self.audited(&who, "unexport", group.as_str(), done)
+            .await
+            .map(reply)
+    }
+
+    async fn start_test(
+        &self,
+        request: Request<proto::StartTestRequest>,
+    ) -> Answer<proto::TestStatus> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let spec = TestSpec {
+            cycle: (r.cycle != 0).then_some(Cycle(r.cycle)),
+            name: (!r.name.is_empty())
+                .then(|| test_name(&r.name))
+                .transpose()?,
+            ttl: (r.ttl_s != 0).then(|| Duration::from_secs(r.ttl_s)),
+            space_bytes: (r.space_bytes != 0).then_some(r.space_bytes),
+            who: who.name.clone(),
+        };
+        let begun = self.operator.start_test(&group, spec).await;
+        let test = self
+            .audited(&who, "start test", group.as_str(), begun)
+            .await?;
+        Ok(Response::new(convert::test(test)))
+    }
+
+    async fn end_test(
+        &self,
+        request: Request<proto::EndTestRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let (group, test) = (name(&r.group)?, test_name(&r.name)?);
+        let done = self.operator.end_test(&group, test).await;
+        self.audited(&who, "end test", group.as_str(), done)
             .await
             .map(reply)
     }

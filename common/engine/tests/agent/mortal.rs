@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_engine::catalog::{
-    AuditRow, Catalog, CatalogError, GroupRow, JobRow, LogRow, PointRow, SqliteCatalog,
+    AuditRow, Catalog, CatalogError, GroupRow, JobRow, LogRow, PointRow, SqliteCatalog, TestRow,
 };
 use sitepair_model::group::{Role, RoleRecord};
-use sitepair_model::ids::{Cycle, GroupId};
+use sitepair_model::ids::{Cycle, GroupId, TestName};
 
 /// When a life ends at the catalogue.
 #[derive(Debug, Clone, Copy)]
@@ -199,6 +199,15 @@ impl Catalog for Mortal {
     }
     fn reset_journal(&self, group: GroupId, base: &PointRow) -> Result<(), CatalogError> {
         self.write(|c| c.reset_journal(group, base))
+    }
+    fn put_test(&self, group: GroupId, test: &TestRow) -> Result<(), CatalogError> {
+        self.write(|c| c.put_test(group, test))
+    }
+    fn tests(&self, group: GroupId) -> Result<Vec<TestRow>, CatalogError> {
+        self.read(|c| c.tests(group))
+    }
+    fn remove_test(&self, group: GroupId, name: &TestName) -> Result<(), CatalogError> {
+        self.write(|c| c.remove_test(group, name))
     }
     fn put_job(&self, job: &JobRow) -> Result<(), CatalogError> {
         self.write(|c| c.put_job(job))

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{GroupTask, Msg, REOPEN_AFTER};
 use crate::agent::Context;
 use crate::agent::side::{Side, SourceSide, forget_maps, wants_source};
+use crate::agent::test_failover::close_all;
 use crate::catalog::GroupRow;
 use crate::source::Fresh;
 
@@ -21,12 +22,17 @@ impl GroupTask {
         };
         self.promoting = true;
         let exports = std::mem::take(&mut self.exports);
+        let tests = std::mem::take(&mut self.tests);
+        for test in tests.keys() {
+            tracing::warn!(group = %self.core.name, %test, "the failover ends the test");
+        }
         let replica = side.group.clone();
         let (context, core) = (Arc::clone(&self.context), Arc::clone(&self.core));
         let own = self.own.clone();
         self.context.tasks.spawn_blocking(move || {
             // They hold points that are about to go; ending them joins threads.
             drop(exports);
+            close_all(tests);
             let row = core.row();
             let promoted = replica
                 .promote(through)
@@ -89,6 +95,7 @@ impl GroupTask {
     }
 
     pub(super) async fn become_replica(&mut self) {
+        self.close_tests().await;
         let side = std::mem::replace(&mut self.side, Side::Shut("handing over".to_owned()));
         match side {
             Side::Source(source) => {
@@ -109,6 +116,7 @@ impl GroupTask {
     /// Stops cleanly; what is durable stays as it is, and every file is left as after a clean shutdown.
     pub(super) async fn stop(&mut self) {
         self.end_point_exports().await;
+        self.close_tests().await;
         self.finish_promotion().await;
         self.stop_replicator().await;
         self.follow_up().await;
@@ -156,6 +164,13 @@ impl GroupTask {
 
     /// Ends the group here for good.
     pub(in crate::agent) async fn forget(&mut self, delete_replica: bool) -> Result<(), String> {
+        if let Some(test) = self.tests.keys().next() {
+            return Err(format!(
+                "test {test} of group {name} runs at the {site} site; end it first: `sitepair test end {name} {test}`",
+                name = self.core.name,
+                site = self.context.site
+            ));
+        }
         self.end_point_exports().await;
         let row = self.core.row();
         let was_source = wants_source(&self.core.state());

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::agent::status::{
     AgentStatus, DiskStatus, ExportStatus, GroupStatus, Health, JobState, JobStatus, ReplicaStatus,
-    SourceStatus, format_name,
+    SourceStatus, TestStatus, format_name,
 };
 
 /// 16 bytes from 32 hexadecimal digits.
@@ -113,6 +113,7 @@ fn group(g: GroupStatus) -> proto::GroupStatus {
         exports: g.exports.into_iter().map(export).collect(),
         interval_ms: g.interval_ms,
         keep_points: g.keep_points,
+        tests: g.tests.into_iter().map(test).collect(),
     }
 }
 
@@ -158,6 +159,26 @@ pub(super) fn export(e: ExportStatus) -> proto::ExportStatus {
         cycle: e.cycle.0,
         disk: e.disk.to_string(),
         nbd_uri: e.nbd_uri,
+    }
+}
+
+pub(super) fn test(t: TestStatus) -> proto::TestStatus {
+    let disks = t.disks.into_iter().map(|d| proto::TestDisk {
+        disk: d.disk.to_string(),
+        nbd_uri: d.nbd_uri,
+        nbd_tls_uri: d.nbd_tls_uri.unwrap_or_default(),
+        clients: d.clients,
+    });
+    proto::TestStatus {
+        name: t.name.to_string(),
+        cycle: t.cycle.0,
+        who: t.who,
+        started_at_ms: t.started_at.0,
+        expires_at_ms: t.expires_at.0,
+        used_bytes: t.used_bytes,
+        cap_bytes: t.cap_bytes,
+        disks: disks.collect(),
+        problem: t.problem.unwrap_or_default(),
     }
 }
 
