@@ -11,12 +11,18 @@ use crate::kept_dir;
 use crate::run::{Step, say, succeeds};
 
 /// A command that tests run, how to see that it is there, and the Debian package that has it.
-const TOOLS: [(&str, &[&str], &str); 5] = [
+const TOOLS: [(&str, &[&str], &str); 6] = [
     ("qemu-img", &["--version"], "qemu-utils"),
     ("qemu-nbd", &["--version"], "qemu-utils"),
     ("fio", &["--version"], "fio"),
     ("nbdcopy", &["--version"], "libnbd-bin"),
     ("7z", &["i"], "p7zip-full"),
+    // For Debian's own Python, whatever else is called python3.
+    (
+        "/usr/bin/python3",
+        &["-c", "import pyvhdi"],
+        "python3-libvhdi",
+    ),
 ];
 
 /// Packages of the independent gRPC client.
