@@ -9,12 +9,16 @@
     reason = "a body that cannot prepare its input is broken, and says so by a panic"
 )]
 
+pub mod check;
 mod file;
 pub mod hrl;
+pub mod image;
 pub mod mutate;
 pub mod nbd;
 pub mod qcow2;
+pub mod record;
 pub mod seeds;
+pub mod vhd;
 pub mod vhdx;
 pub mod wire;
 
@@ -43,15 +47,40 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "vhdx",
         body: vhdx::open,
         seeds: seeds::vhdx,
     },
     Target {
+        name: "vhdx_child",
+        body: vhdx::open_child,
+        seeds: seeds::vhdx_child,
+    },
+    Target {
+        name: "vhd",
+        body: vhd::open,
+        seeds: seeds::vhd,
+    },
+    Target {
+        name: "check_vhdx",
+        body: check::vhdx,
+        seeds: seeds::vhdx_and_children,
+    },
+    Target {
+        name: "check_vhd",
+        body: check::vhd,
+        seeds: seeds::vhd,
+    },
+    Target {
+        name: "record",
+        body: record::decode,
+        seeds: seeds::record,
+    },
+    Target {
         name: "image",
-        body: vhdx::any_image,
+        body: image::open_any,
         seeds: seeds::image,
     },
     Target {

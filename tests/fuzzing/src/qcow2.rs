@@ -9,7 +9,7 @@ use sitepair_disk::Image as _;
 use sitepair_disk::qcow2::Qcow2Image;
 
 use crate::file::{PATH, unfold};
-use crate::vhdx::{check_error, look_at};
+use crate::image::{check_error, look_at};
 
 /// Opens a file for reading, then for writing.
 pub fn open(input: &[u8]) {

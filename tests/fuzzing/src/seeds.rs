@@ -6,12 +6,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use prost::Message as _;
+use sitepair_disk::create::create_over;
 use sitepair_disk::hrl::{HrlId, HrlOptions, HrlTime, HrlWriter};
+use sitepair_disk::open::Format;
+use sitepair_disk::parent::Parents;
 use sitepair_disk::qcow2::Qcow2Image;
 use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_disk::storage::{OpenMode, Storage};
+use sitepair_disk::vhd::{self, VhdImage};
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
-use sitepair_disk::{Image as _, ZeroMode};
+use sitepair_disk::{Image, ZeroMode};
+use sitepair_model::group::GroupState;
+use sitepair_model::ids::{GenId, Generation, GroupId, Nonce};
 use sitepair_proto::v1;
 
 use crate::file::{PATH, fold};
@@ -93,6 +99,119 @@ pub fn vhdx() -> Seeds {
         seeds.extend(both(&format!("{name}-log"), &vhdx_file(&options, false)));
     }
     seeds
+}
+
+/// Differencing VHDX files: closed and with a log to replay.
+#[must_use]
+pub fn vhdx_child() -> Seeds {
+    let mut seeds = Seeds::new();
+    for close in [true, false] {
+        let storage = FakeStorage::new();
+        let shared: Arc<dyn Storage> = Arc::new(storage.clone());
+        let options = CreateOptions {
+            size_bytes: 5 << 20,
+            block_bytes: 1 << 20,
+            logical_sector_bytes: 512,
+            physical_sector_bytes: 4096,
+            kind: Kind::Dynamic,
+            disk_id: Some([3; 16]),
+        };
+        let parent = Path::new("/parent");
+        VhdxImage::create(Arc::clone(&shared), parent, &options)
+            .unwrap()
+            .close()
+            .unwrap();
+        let image = create_over(
+            &shared,
+            Path::new(PATH),
+            Format::Vhdx,
+            Some(1 << 20),
+            parent,
+            &Parents::Refused,
+        )
+        .unwrap();
+        write_a_little(&*image, close);
+        drop(image);
+        let name = if close { "closed" } else { "log" };
+        seeds.extend(both(name, &storage.content(Path::new(PATH)).unwrap()));
+    }
+    seeds
+}
+
+/// With and without a parent.
+#[must_use]
+pub fn vhdx_and_children() -> Seeds {
+    [vhdx(), vhdx_child()].concat()
+}
+
+/// VHD files of all kinds, closed and not.
+#[must_use]
+pub fn vhd() -> Seeds {
+    let mut seeds = Seeds::new();
+    for (name, kind) in [
+        ("fixed", vhd::Kind::Fixed),
+        ("dynamic", vhd::Kind::Dynamic),
+        ("differencing", vhd::Kind::Differencing),
+    ] {
+        for close in [true, false] {
+            let storage = FakeStorage::new();
+            let shared: Arc<dyn Storage> = Arc::new(storage.clone());
+            let options = vhd::CreateOptions {
+                size_bytes: 1 << 20,
+                block_bytes: 512 << 10,
+                kind: if kind == vhd::Kind::Fixed {
+                    kind
+                } else {
+                    vhd::Kind::Dynamic
+                },
+                disk_id: Some([3; 16]),
+            };
+            let path = Path::new(PATH);
+            let image: Arc<dyn Image> = if kind == vhd::Kind::Differencing {
+                let parent = Path::new("/parent");
+                let made = VhdImage::create(Arc::clone(&shared), parent, &options).unwrap();
+                made.close().unwrap();
+                drop(made);
+                let block = Some(512 << 10);
+                create_over(&shared, path, Format::Vhd, block, parent, &Parents::Refused).unwrap()
+            } else {
+                Arc::new(VhdImage::create(Arc::clone(&shared), path, &options).unwrap())
+            };
+            write_a_little(&*image, close);
+            drop(image);
+            let name = format!("{name}{}", if close { "" } else { "-open" });
+            seeds.extend(both(&name, &storage.content(path).unwrap()));
+        }
+    }
+    seeds
+}
+
+/// At both ends and across a block, with zeros.
+fn write_a_little(image: &dyn Image, close: bool) {
+    let size = image.geometry().size_bytes;
+    image.write_at(&[7; 512], 0, false).unwrap();
+    image.write_at(&[9; 1024], size - 1024, false).unwrap();
+    image.flush().unwrap();
+    image
+        .write_zeroes(512, 4096, ZeroMode::MayUnmap, false)
+        .unwrap();
+    image.flush().unwrap();
+    if close {
+        image.close().unwrap();
+    }
+}
+
+/// The records of a new source, and of a new replica.
+#[must_use]
+pub fn record() -> Seeds {
+    let (group, nonce) = (GroupId::from_bytes([1; 16]), Nonce::from_bytes([2; 16]));
+    let (boot, id) = ([3; 16], GenId::from_bytes([5; 16]));
+    let source = GroupState::born_source(group, id, nonce, boot);
+    let replica = GroupState::born_replica(group, Generation { epoch: 1, id }, nonce, boot);
+    [("source", source), ("replica", replica)]
+        .into_iter()
+        .map(|(name, born)| (name.to_owned(), born.next.record.encode()))
+        .collect()
 }
 
 /// qcow2 files: empty, with data, with zeros.

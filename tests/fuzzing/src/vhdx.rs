@@ -1,20 +1,18 @@
-//! Image files: headers, region tables, metadata, log, BAT of VHDX, and whatever an unknown file looks like.
+//! VHDX files: headers, region tables, metadata, parent locators, log, BAT.
 //!
 //! The first byte of an input chooses whether its checksums are put right first; the rest is the file, folded.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use sitepair_disk::open::{OpenOptions, open_image};
+use sitepair_disk::parent::ParentLink;
 use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_disk::storage::{BlockFile, Storage};
 use sitepair_disk::vhdx::VhdxImage;
-use sitepair_disk::{DiskError, ErrorKind, Image};
 
 use crate::file::{PATH, unfold};
+use crate::image::{Stub, read_then_write};
 
-/// Runs of an image that are looked at.
-const RUNS_MAX: usize = 512;
 const SECTOR: usize = 4096;
 const LOG_ENTRY_BYTES_MAX: u64 = 1 << 20;
 
@@ -26,7 +24,7 @@ const CHECKED: [(u64, usize); 4] = [
     (256 << 10, 64 << 10),
 ];
 
-fn file_of(input: &[u8]) -> FakeStorage {
+pub(crate) fn file_of(input: &[u8]) -> FakeStorage {
     let (choice, pieces) = input.split_first().unwrap_or((&0, &[]));
     let (storage, file) = unfold(pieces);
     if choice & 1 == 1 {
@@ -36,7 +34,7 @@ fn file_of(input: &[u8]) -> FakeStorage {
 }
 
 /// Makes the checksums of headers, region tables and log entries hold.
-fn repair(file: &dyn BlockFile) {
+pub(crate) fn repair(file: &dyn BlockFile) {
     for (at, length) in CHECKED {
         repair_one(file, at, length);
     }
@@ -68,108 +66,20 @@ fn repair_one(file: &dyn BlockFile, at: u64, length: usize) {
 pub fn open(input: &[u8]) {
     let storage = file_of(input);
     let shared: Arc<dyn Storage> = Arc::new(storage.clone());
-    let before = storage.operation_count();
-    let opened = VhdxImage::open(Arc::clone(&shared), Path::new(PATH), true);
-    let readable = match opened {
-        Ok(image) => {
-            look_at(&image);
-            drop(image);
-            true
-        }
-        Err(e) => {
-            check_error(&e);
-            false
-        }
-    };
-    assert_eq!(storage.operation_count(), before, "reading has written");
-    match VhdxImage::open(Arc::clone(&shared), Path::new(PATH), false) {
-        Ok(image) => {
-            assert!(readable, "can be written, but not read");
-            write_to(&shared, image);
-        }
-        Err(e) => check_error(&e),
-    }
-}
-
-/// Opens a file of unknown format.
-pub fn any_image(input: &[u8]) {
-    let storage: Arc<dyn Storage> = Arc::new(file_of(input));
-    let options = OpenOptions {
-        read_only: true,
-        ..OpenOptions::default()
-    };
-    match open_image(&storage, Path::new(PATH), options) {
-        Ok(image) => look_at(&*image),
-        Err(e) => check_error(&e),
-    }
-}
-
-pub(crate) fn check_error(error: &DiskError) {
-    let kind = error.kind();
-    assert!(
-        matches!(kind, ErrorKind::Corrupt | ErrorKind::Unsupported),
-        "{kind:?}: {error}"
-    );
-    assert!(!error.to_string().is_empty());
-}
-
-/// Walks the runs of an image and reads a little of each. They must cover it, in order.
-pub(crate) fn look_at(image: &dyn Image) {
-    let geometry = image.geometry();
-    let mut runs = Vec::new();
-    let mut end = 0;
-    let result = image.extents(0, geometry.size_bytes, &mut |at, length, kind| {
-        assert_eq!(at, end, "runs follow each other");
-        assert!(length > 0);
-        end = at + length;
-        runs.push((at, kind));
-        runs.len() < RUNS_MAX
+    read_then_write(&storage, |read_only| {
+        let image = VhdxImage::open(Arc::clone(&shared), Path::new(PATH), read_only)?;
+        Ok(Box::new(image))
     });
-    if let Err(e) = result {
-        return check_error(&e);
-    }
-    assert!(end <= geometry.size_bytes);
-    assert!(runs.len() == RUNS_MAX || end == geometry.size_bytes);
-    let mut buf = [0; SECTOR];
-    for (at, _) in runs {
-        let length = usize::try_from(geometry.size_bytes - at).unwrap_or(SECTOR);
-        if let Err(e) = image.read_at(&mut buf[..length.min(SECTOR)], at) {
-            check_error(&e);
-        }
-    }
 }
 
-fn write_to(storage: &Arc<dyn Storage>, image: VhdxImage) {
-    let size = image.geometry().size_bytes;
-    if size < SECTOR as u64 {
-        return;
-    }
-    let last = (size - SECTOR as u64) / SECTOR as u64 * SECTOR as u64;
-    let places = [0, last / 2 / SECTOR as u64 * SECTOR as u64, last];
-    for (number, at) in (1..).zip(places) {
-        // A file may have no room left that its format can name.
-        if image.write_at(&[number; SECTOR], at, false).is_err() {
-            return;
-        }
-    }
-    if image.flush().is_err() || image.close().is_err() {
-        return;
-    }
-    drop(image);
-    let again = VhdxImage::open(Arc::clone(storage), Path::new(PATH), true)
-        .expect("what we closed can be opened");
-    let mut expected = std::collections::BTreeMap::new();
-    for (number, at) in (1_u8..).zip(places) {
-        expected.insert(at, number);
-    }
-    for (at, number) in expected {
-        let mut buf = [0; SECTOR];
-        again
-            .read_at(&mut buf, at)
-            .expect("what we wrote can be read");
-        assert!(
-            buf == [number; SECTOR],
-            "what was written at {at} is not there"
-        );
-    }
+/// The same for a differencing VHDX, whose parent is whatever it says.
+pub fn open_child(input: &[u8]) {
+    let storage = file_of(input);
+    let shared: Arc<dyn Storage> = Arc::new(storage.clone());
+    read_then_write(&storage, |read_only| {
+        let mut find = |link: &ParentLink| Ok(Stub::of(link));
+        let image =
+            VhdxImage::open_with(Arc::clone(&shared), Path::new(PATH), read_only, &mut find)?;
+        Ok(Box::new(image))
+    });
 }

@@ -50,6 +50,7 @@ kinds! {
     BAT_STATE, Error, "vhdx-bat-state", "a block's state does not exist, or not in this kind of disk", "restore the disk: the entry is not as it was written";
     BAT_NO_OFFSET, Error, "vhdx-bat-no-offset", "a block is present, and has no place in the file", "restore the disk: the block is lost";
     BAT_STRAY_OFFSET, Warning, "vhdx-bat-stray-offset", "a block that is not present has a place in the file", "convert the disk into a new file; Hyper-V refuses this one";
+    BAT_PAST_DISK, Error, "vhdx-bat-past-disk", "a block after the disk's end has space", "restore the disk from a recovery point or a backup";
     BAT_OUTSIDE, Error, "vhdx-bat-outside", "a block is not inside the file", "restore the disk: the block is lost";
     BAT_TAIL_OUTSIDE, Note, "vhdx-bat-tail-outside", "the file ends within the last block, after the disk's end", "nothing; QEMU writes such files";
     BAT_SHARED, Error, "vhdx-bat-shared-block", "two blocks share space in the file", "restore the disk: one of the blocks holds the other's data";

@@ -82,7 +82,9 @@ pub(in crate::check) fn footers(source: &Source<'_>) -> Result<Footers, DiskErro
     // A fixed disk begins with what the guest wrote, which may look like anything.
     if footers.end.as_ref().is_none_or(|(_, end)| has_copy(end)) {
         let copy = source.bytes(0, FOOTER_BYTES)?;
-        footers.copy = Some(copy).filter(|copy| is_valid(copy) && has_copy(copy));
+        // Alone, it counts only if it says that it is a copy.
+        let counts = footers.end.is_some() || has_copy(&copy);
+        footers.copy = Some(copy).filter(|copy| is_valid(copy) && counts);
     }
     Ok(footers)
 }

@@ -196,10 +196,15 @@ impl Pass<'_> {
             self.report.add(&found::BAT_STRAY_OFFSET, STRUCTURE, at, || {
                 format!("expected no offset for block {block} of state {number}, found entry {entry:#x}")
             });
-            return;
+            // It claims that space all the same.
         }
         let size = self.table.disk.size_bytes;
         let from = block * self.table.disk.block_bytes;
+        if from >= size {
+            self.report.add(&found::BAT_PAST_DISK, STRUCTURE, at, || {
+                format!("block {block} has space (entry {entry:#x}), and the disk ends at {size}")
+            });
+        }
         self.take(index, entry, size.saturating_sub(from), || {
             format!("block {block}")
         });
