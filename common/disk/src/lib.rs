@@ -13,11 +13,13 @@ pub mod copy;
 pub mod create;
 pub mod error;
 mod flush;
+mod gate;
 pub mod hrl;
 pub mod image;
 pub mod info;
 pub mod open;
 pub mod parent;
+mod poison;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
 pub mod raw;

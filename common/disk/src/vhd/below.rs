@@ -3,9 +3,10 @@
 //! Does not do: writing; parents are read only.
 
 use super::blocks::Blocks;
-use super::core::{Core, Run};
+use super::core::Core;
 use super::layout::{SECTOR, to_u64, to_usize};
 use crate::error::DiskError;
+use crate::gate::Run;
 use crate::image::ExtentKind;
 
 impl Core {

@@ -20,12 +20,13 @@ use std::io;
 
 use super::bat::BITMAP_BYTES;
 use super::bitmap::Bits;
-use super::core::{Core, Piece, Run};
+use super::core::{Core, Piece};
 use super::durable::{MetaPage, Pending};
 use super::layout::{BatEntry, Found, Span, to_u64, to_usize};
 use super::replay::write_zeros;
 use crate::error::DiskError;
 use crate::flush::lock;
+use crate::gate::Run;
 use crate::image::ExtentKind;
 
 /// Runs of the parent that are listed at a time.

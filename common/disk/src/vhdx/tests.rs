@@ -556,10 +556,8 @@ fn a_flush_of_more_pages_than_an_entry_holds_is_split() {
     for page in 0..200 {
         image.write_at(&[3; 512], page * 512 * MIB, false).unwrap();
     }
-    let super::Gate::Open(core) = &*image.share() else {
-        panic!("open")
-    };
-    assert!(core.pages_per_entry() < 200);
+    let per_entry = image.gate.with(|core| Ok(core.pages_per_entry())).unwrap();
+    assert!(per_entry < 200);
     image.flush().unwrap();
     let after = open(&storage.crash(0), true).unwrap();
     for page in 0..200 {

@@ -143,7 +143,7 @@ fn verify(storage: &FakeStorage, model: &Model, seed: u64, what: &str) {
 
 /// Flushes changes that cancel out until the log has room for at most `pages` more pages before it starts a lap.
 fn leave_room(image: &VhdxImage, pages: u64) {
-    while image.with(|core| Ok(core.log_room())).unwrap() > pages {
+    while image.gate.with(|core| Ok(core.log_room())).unwrap() > pages {
         image.write_at(&[0; 4096], 0, true).unwrap();
         image.discard(0, MIB).unwrap();
         image.flush().unwrap();
@@ -291,7 +291,7 @@ fn a_kill_between_the_entries_of_a_flush_loses_no_note() {
     const PAGE_BLOCKS: u64 = 512;
     let build = || {
         let (storage, image) = fresh((1 << 20) * 150 * 1024);
-        let pages = 2 * image.with(|core| Ok(core.pages_per_entry())).unwrap() as u64 + 2;
+        let pages = 2 * image.gate.with(|core| Ok(core.pages_per_entry())).unwrap() as u64 + 2;
         for page in 0..pages {
             let offset = page * PAGE_BLOCKS * MIB;
             image.write_at(&stamped(1, 1), offset, false).unwrap();

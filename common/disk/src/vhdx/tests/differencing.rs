@@ -443,6 +443,7 @@ fn bitmaps_in_memory_are_bounded() {
         }
     }
     let loaded = image
+        .gate
         .with(|core| Ok(core.bitmaps.pages_in_memory()))
         .unwrap();
     assert!(loaded <= 2048, "{loaded}");
@@ -557,7 +558,7 @@ fn a_fixed_parent_is_a_parent_too_and_the_disk_is_the_same_disk() {
     let image = child(&storage, &level(1), &level(0), 2).unwrap();
     assert_eq!(read(&image, MIB, 4096), [5; 4096]);
     assert_eq!(
-        image.with(|core| Ok(core.parameters.disk_id)).unwrap(),
+        image.gate.with(|core| Ok(core.parameters.disk_id)).unwrap(),
         [3; 16]
     );
     assert_eq!(image.kind(), Kind::Dynamic);
