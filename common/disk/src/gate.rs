@@ -13,7 +13,7 @@
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::DiskError;
-use crate::image::{ExtentKind, Geometry, Identity};
+use crate::image::{Geometry, Identity, Run};
 use crate::poison::Poison;
 
 /// Smallest unit of a request in bytes.
@@ -38,13 +38,6 @@ pub(crate) trait Guarded {
     fn flush(&self) -> Result<(), DiskError>;
     /// Leaves the file as after a clean shutdown, its content durable. Of a core that is not read-only.
     fn shut(&self) -> Result<(), DiskError>;
-}
-
-/// A stretch of the disk of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Run {
-    pub(crate) length: u64,
-    pub(crate) kind: ExtentKind,
 }
 
 /// A core that is open, or was.
@@ -164,32 +157,32 @@ impl<C: Guarded> Gate<C> {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.with(|core| check_range(core, offset, length))?;
         let end = offset + length;
         let mut at = offset;
-        // The run that grows while its neighbours are of its kind.
-        let mut open: Option<(u64, Run)> = None;
+        // The run that grows while what follows is more of the same.
+        let mut open: Option<Run> = None;
         while at < end {
             // Invariant 2.
-            let runs = self.with(|core| core.runs(at, end - at))?;
-            for run in runs {
+            for run in self.with(|core| core.runs(at, end - at))? {
+                assert_eq!(run.offset, at, "runs follow each other");
+                at = run.end();
                 match &mut open {
-                    Some((_, last)) if last.kind == run.kind => last.length += run.length,
-                    Some((from, last)) => {
-                        if !visit(*from, last.length, last.kind) {
+                    Some(last) if last.goes_on_in(&run) => last.length += run.length,
+                    Some(last) => {
+                        if !visit(*last) {
                             return Ok(());
                         }
-                        open = Some((at, run));
+                        open = Some(run);
                     }
-                    None => open = Some((at, run)),
+                    None => open = Some(run),
                 }
-                at += run.length;
             }
         }
-        if let Some((from, last)) = open {
-            visit(from, last.length, last.kind);
+        if let Some(last) = open {
+            visit(last);
         }
         Ok(())
     }

@@ -30,5 +30,5 @@ pub mod vhdx;
 mod walk;
 
 pub use error::{DiskError, ErrorKind};
-pub use image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
+pub use image::{ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 pub use walk::Progress;

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::DiskError;
-use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::image::{Access, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use crate::open;
 use crate::poison::Poison;
 use crate::storage::{BlockFile, FileExtent, LockKind, OpenMode, Storage};
@@ -314,7 +314,7 @@ impl Image for RawImage {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.check_open()?;
         self.check_range(offset, length)?;
@@ -323,7 +323,7 @@ impl Image for RawImage {
                 FileExtent::Data => ExtentKind::Data,
                 FileExtent::Hole => ExtentKind::Hole,
             };
-            visit(at, bytes, kind)
+            visit(Run::here(at, bytes, kind))
         };
         self.file
             .extents(offset, length, &mut each)

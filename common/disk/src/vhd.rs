@@ -46,7 +46,7 @@ use self::core::Core;
 use self::locator::NewParent;
 use crate::error::DiskError;
 use crate::gate::{Gate, Guarded};
-use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::image::{Access, Geometry, Identity, Image, Run, ZeroMode};
 use crate::parent::{self, Find, ParentLink};
 use crate::storage::{BlockFile, Storage};
 
@@ -286,7 +286,7 @@ impl Image for VhdImage {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.gate.extents(offset, length, visit)
     }

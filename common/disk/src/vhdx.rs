@@ -48,7 +48,7 @@ pub use self::facts::Facts;
 use self::core::Core;
 use crate::error::DiskError;
 use crate::gate::Gate;
-use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::image::{Access, Geometry, Identity, Image, Run, ZeroMode};
 use crate::parent::{self, Find, ParentLink};
 use crate::storage::Storage;
 
@@ -233,7 +233,7 @@ impl Image for VhdxImage {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.gate.extents(offset, length, visit)
     }

@@ -118,11 +118,11 @@ pub(crate) fn look_at(image: &dyn Image) {
     let geometry = image.geometry();
     let mut runs = Vec::new();
     let mut end = 0;
-    let result = image.extents(0, geometry.size_bytes, &mut |at, length, kind| {
-        assert_eq!(at, end, "runs follow each other");
-        assert!(length > 0);
-        end = at + length;
-        runs.push((at, kind));
+    let result = image.extents(0, geometry.size_bytes, &mut |run| {
+        assert_eq!(run.offset, end, "runs follow each other");
+        assert!(run.length > 0);
+        end = run.end();
+        runs.push((run.offset, run.kind));
         runs.len() < RUNS_MAX
     });
     if let Err(e) = result {

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::error::ErrorKind;
+use crate::image::ExtentKind;
 
 /// A core of 8 sectors that tells its runs sector by sector.
 #[derive(Default)]
@@ -52,7 +53,13 @@ impl Guarded for Core {
         } else {
             ExtentKind::Data
         };
-        Ok(vec![Run { length: 512, kind }])
+        let level = u32::from(offset >= 3584);
+        Ok(vec![Run {
+            offset,
+            length: 512,
+            kind,
+            level,
+        }])
     }
 
     fn flush(&self) -> Result<(), DiskError> {
@@ -75,8 +82,8 @@ fn flag(gate: &Gate<Core>, of: impl FnOnce(&Core) -> &AtomicBool) -> bool {
 fn runs_that_are_alike_are_told_as_one() {
     let gate = Gate::new(Core::default());
     let mut told = Vec::new();
-    gate.extents(512, 3072, &mut |offset, length, kind| {
-        told.push((offset, length, kind));
+    gate.extents(512, 3584, &mut |run| {
+        told.push((run.offset, run.length, run.kind, run.level));
         // Invariant 2: the visitor may take the gate alone.
         gate.alone(|_| Ok(())).unwrap();
         true
@@ -85,13 +92,14 @@ fn runs_that_are_alike_are_told_as_one() {
     assert_eq!(
         told,
         [
-            (512, 512, ExtentKind::Data),
-            (1024, 2048, ExtentKind::Hole),
-            (3072, 512, ExtentKind::Data),
+            (512, 512, ExtentKind::Data, 0),
+            (1024, 2048, ExtentKind::Hole, 0),
+            (3072, 512, ExtentKind::Data, 0),
+            (3584, 512, ExtentKind::Data, 1),
         ]
     );
     let mut count = 0;
-    gate.extents(0, 4096, &mut |_, _, _| {
+    gate.extents(0, 4096, &mut |_| {
         count += 1;
         false
     })
@@ -113,7 +121,7 @@ fn only_requests_within_the_disk_reach_the_core() {
         let reached = |_: &Core| -> Result<(), DiskError> { panic!("the core was reached") };
         let read = gate.read(offset, length, reached).unwrap_err();
         let change = gate.change(offset, length as u64, reached).unwrap_err();
-        let list = gate.extents(offset, length as u64, &mut |_, _, _| panic!("told"));
+        let list = gate.extents(offset, length as u64, &mut |_| panic!("told"));
         for error in [read, change, list.unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::Invalid, "{length} at {offset}");
         }
@@ -154,7 +162,7 @@ fn a_closed_gate_tells_what_was_left_and_nothing_else() {
         gate.read(0, 512, |_| Ok(())),
         gate.change(0, 512, |_| Ok(())),
         gate.alone(|_| Ok(())),
-        gate.extents(0, 512, &mut |_, _, _| true),
+        gate.extents(0, 512, &mut |_| true),
         gate.flush(),
         gate.close(),
     ];
@@ -175,7 +183,7 @@ fn nothing_reaches_a_poisoned_core() {
         gate.read(0, 512, |_| Ok(())),
         gate.change(0, 512, |_| Ok(())),
         gate.alone(|_| Ok(())),
-        gate.extents(0, 512, &mut |_, _, _| true),
+        gate.extents(0, 512, &mut |_| true),
         gate.flush(),
         gate.settled_identity().map(|_| ()),
         gate.close(),

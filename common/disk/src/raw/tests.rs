@@ -24,8 +24,9 @@ fn kind_of<T>(result: Result<T, DiskError>) -> ErrorKind {
 
 fn runs(image: &RawImage) -> Vec<(u64, u64, ExtentKind)> {
     let mut found = Vec::new();
-    let mut each = |at, bytes, kind| {
-        found.push((at, bytes, kind));
+    let mut each = |run: Run| {
+        assert_eq!(run.level, 0);
+        found.push((run.offset, run.length, run.kind));
         true
     };
     image
@@ -86,7 +87,7 @@ fn ranges_are_checked_and_change_nothing() {
         let zeroed = image.write_zeroes(offset, length, ZeroMode::MayUnmap, false);
         assert_eq!(kind_of(zeroed), ErrorKind::Invalid);
         assert_eq!(kind_of(image.discard(offset, length)), ErrorKind::Invalid);
-        let visited = image.extents(offset, length, &mut |_, _, _| true);
+        let visited = image.extents(offset, length, &mut |_| true);
         assert_eq!(kind_of(visited), ErrorKind::Invalid);
     }
     assert_eq!(storage.operation_count(), before);

@@ -11,8 +11,8 @@ use super::blocks::Blocks;
 use super::durable::Durable;
 use super::layout::{Footer, SECTOR, to_u64};
 use crate::error::DiskError;
-use crate::gate::{Guarded, Run};
-use crate::image::{ExtentKind, Geometry, Identity, ZeroMode};
+use crate::gate::Guarded;
+use crate::image::{ExtentKind, Geometry, Identity, Run, ZeroMode};
 use crate::parent::ParentLink;
 use crate::poison::Poison;
 use crate::storage::{BlockFile, FileExtent};
@@ -80,7 +80,7 @@ impl Guarded for Core {
     fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
         let mut runs = Vec::new();
         match &self.blocks {
-            None => self.file_runs(offset, length, ExtentKind::Zero, &mut runs)?,
+            None => self.file_runs((offset, offset), length, ExtentKind::Zero, &mut runs)?,
             Some(blocks) => self.block_runs(blocks, offset, length, &mut runs)?,
         }
         Ok(runs)
@@ -207,10 +207,11 @@ impl Core {
                 .is_none_or(|blocks| blocks.is_quick(offset, to_u64(length), self.size_bytes))
     }
 
-    /// Data and holes of the host's file. Stops after some; covers at least a byte.
+    /// Data and holes of the host's file from `at`, which is `offset` of the disk. Stops after some; covers at
+    /// least a byte.
     pub(super) fn file_runs(
         &self,
-        at: u64,
+        (offset, at): (u64, u64),
         length: u64,
         hole: ExtentKind,
         runs: &mut Vec<Run>,
@@ -218,20 +219,17 @@ impl Core {
         /// Bounds the memory of one answer.
         const AT_ONCE: usize = 1024;
         let most = runs.len() + AT_ONCE;
-        let listed = self.file.extents(at, length, &mut |_, length, kind| {
+        let listed = self.file.extents(at, length, &mut |from, length, kind| {
             let kind = match kind {
                 FileExtent::Hole => hole,
                 FileExtent::Data => ExtentKind::Data,
             };
-            runs.push(Run { length, kind });
+            runs.push(Run::here(offset + (from - at), length, kind));
             runs.len() < most
         });
         match listed {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                runs.push(Run {
-                    length,
-                    kind: ExtentKind::Data,
-                });
+                runs.push(Run::here(offset, length, ExtentKind::Data));
                 Ok(())
             }
             other => other.map_err(self.failed("list extents of", length, at)),

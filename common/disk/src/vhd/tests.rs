@@ -64,8 +64,8 @@ fn extents(image: &VhdImage) -> Vec<(u64, u64, ExtentKind)> {
     let mut found = Vec::new();
     let size = image.geometry().size_bytes;
     image
-        .extents(0, size, &mut |offset, length, kind| {
-            found.push((offset, length, kind));
+        .extents(0, size, &mut |run| {
+            found.push((run.offset, run.length, run.kind));
             true
         })
         .unwrap();

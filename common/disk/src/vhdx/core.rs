@@ -26,8 +26,8 @@ use super::replay::View;
 use super::space::Space;
 use crate::error::DiskError;
 use crate::flush::lock;
-use crate::gate::{Guarded, Run};
-use crate::image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::gate::Guarded;
+use crate::image::{ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use crate::poison::Poison;
 use crate::storage::{BlockFile, FileExtent};
 
@@ -93,10 +93,7 @@ impl Guarded for Core {
     fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
         let block_bytes = self.bat.shape.block_bytes;
         let block = offset / block_bytes;
-        let hole = |length| {
-            let kind = ExtentKind::Hole;
-            Ok(vec![Run { length, kind }])
-        };
+        let hole = |length| Ok(vec![Run::here(offset, length, ExtentKind::Hole)]);
         let blank = self.bat.blank_blocks(block);
         if blank > 0 {
             let end = (block + blank).saturating_mul(block_bytes);
@@ -125,10 +122,7 @@ impl Guarded for Core {
             Found::Zeros => return hole(length),
         };
         if !self.view.is_plain() {
-            return Ok(vec![Run {
-                length,
-                kind: ExtentKind::Data,
-            }]);
+            return Ok(vec![Run::here(offset, length, ExtentKind::Data)]);
         }
         let mut runs = Vec::new();
         let hole = if self.parameters.leave_allocated {
@@ -138,21 +132,21 @@ impl Guarded for Core {
         };
         let listed = self
             .file()
-            .extents(at + within, length, &mut |_, length, kind| {
+            .extents(at + within, length, &mut |from, length, kind| {
                 let kind = if kind == FileExtent::Hole {
                     hole
                 } else {
                     ExtentKind::Data
                 };
-                runs.push(Run { length, kind });
+                let from = offset + (from - at - within);
+                runs.push(Run::here(from, length, kind));
                 true
             });
         match listed {
             Ok(()) => Ok(runs),
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(vec![Run {
-                length,
-                kind: ExtentKind::Data,
-            }]),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                Ok(vec![Run::here(offset, length, ExtentKind::Data)])
+            }
             Err(e) => Err(self.failed("list extents of", length, at + within)(e)),
         }
     }

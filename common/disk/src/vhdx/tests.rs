@@ -54,14 +54,10 @@ fn read(image: &VhdxImage, offset: u64, length: usize) -> Vec<u8> {
 fn extents(image: &VhdxImage) -> Vec<(u64, u64, ExtentKind)> {
     let mut found = Vec::new();
     image
-        .extents(
-            0,
-            image.geometry().size_bytes,
-            &mut |offset, length, kind| {
-                found.push((offset, length, kind));
-                true
-            },
-        )
+        .extents(0, image.geometry().size_bytes, &mut |run| {
+            found.push((run.offset, run.length, run.kind));
+            true
+        })
         .unwrap();
     found
 }

@@ -280,8 +280,8 @@ impl<'a> Worker<'a> {
         let visited =
             self.connection
                 .image
-                .extents(request.offset, length, &mut |_, length, kind| {
-                    runs.push(length, kind)
+                .extents(request.offset, length, &mut |run| {
+                    runs.push(run.length, run.kind)
                 });
         let runs = match self.outcome(visited) {
             Ok(()) => runs.into_status(),

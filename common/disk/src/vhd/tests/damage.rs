@@ -401,7 +401,7 @@ fn hostile_bytes_never_panic() {
                 let _ = image.read_at(&mut [0; 512], offset.min(size - 512));
             }
             let _ = image.write_at(&[7; 512], size - 512, false);
-            let _ = image.extents(0, size, &mut |_, _, _| true);
+            let _ = image.extents(0, size, &mut |_| true);
             let _ = image.close();
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::{ChildOptions, CreateOptions, Kind, VhdImage};
 use super::{Random, create, open_chain, options, path};
-use crate::image::{ExtentKind, Image, ZeroMode};
+use crate::image::{ExtentKind, Image, Run, ZeroMode};
 use crate::storage::fake::FakeStorage;
 
 pub(super) const PARENT: &str = "/parent.vhd";
@@ -42,7 +42,12 @@ pub(super) fn check(image: &VhdImage, model: &[u64], what: &str) {
     let mut covered = 0;
     let size = image.geometry().size_bytes;
     image
-        .extents(0, size, &mut |offset, length, kind| {
+        .extents(0, size, &mut |Run {
+                                    offset,
+                                    length,
+                                    kind,
+                                    ..
+                                }| {
             assert_eq!(offset, covered);
             covered += length;
             let range = usize::try_from(offset / 512).unwrap()

@@ -160,12 +160,16 @@ fn a_sector_is_here_or_the_parents() {
     assert_eq!(
         extents(&image),
         [
-            (0, 2 * MIB, ExtentKind::Data),
+            (0, 512, ExtentKind::Data),
+            (512, 1024, ExtentKind::Data),
+            (1536, 2 * MIB - 1536, ExtentKind::Data),
             (2 * MIB, MIB, ExtentKind::Hole),
-            (3 * MIB, MIB, ExtentKind::Data),
+            (3 * MIB, 4096, ExtentKind::Data),
+            (3 * MIB + 4096, MIB - 4096, ExtentKind::Data),
             (4 * MIB, MIB, ExtentKind::Hole),
             (5 * MIB, 4096, ExtentKind::Data),
-            (5 * MIB + 4096, 3 * MIB - 4096, ExtentKind::Hole),
+            (5 * MIB + 4096, MIB - 4096, ExtentKind::Hole),
+            (6 * MIB, 2 * MIB, ExtentKind::Hole),
         ]
     );
     image.write_at(&stamped(7, 2044), 1536, false).unwrap();
@@ -185,6 +189,42 @@ fn a_sector_is_here_or_the_parents() {
     assert_eq!(stamps(&image, 2046, 3), [7, 8, 1000]);
     image.close().unwrap();
     assert_eq!(state(&storage, &level(1), 0), 6);
+}
+
+#[test]
+fn extents_tell_which_file_of_a_chain_has_what() {
+    let storage = FakeStorage::new();
+    base(&storage, 4 * MIB, 0, 3 * 2048);
+    let image = child(&storage, &level(1), &level(0), 1).unwrap();
+    image.write_at(&stamped(5, 8), 16 * 512, false).unwrap();
+    image.discard(MIB, MIB).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let image = child(&storage, &level(2), &level(1), 2).unwrap();
+    // Past its parents' end it is alone.
+    image.resize(6 * MIB).unwrap();
+    image.write_at(&stamped(6, 8), 0, false).unwrap();
+    let mut told = Vec::new();
+    image
+        .extents(0, 6 * MIB, &mut |run| {
+            told.push((run.offset, run.length, run.kind, run.level));
+            true
+        })
+        .unwrap();
+    use ExtentKind::{Data, Hole};
+    assert_eq!(
+        told,
+        [
+            (0, 4096, Data, 0),
+            (4096, 4096, Data, 2),
+            (8192, 4096, Data, 1),
+            (12288, MIB - 12288, Data, 2),
+            (MIB, MIB, Hole, 1),
+            (2 * MIB, MIB, Data, 2),
+            (3 * MIB, MIB, Hole, 2),
+            (4 * MIB, 2 * MIB, Hole, 0),
+        ]
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::layout::MIB;
 use super::super::{CreateOptions, Kind, VhdxImage};
 use super::{Random, open, path};
-use crate::image::{ExtentKind, Image, ZeroMode};
+use crate::image::{ExtentKind, Image, Run, ZeroMode};
 use crate::storage::fake::FakeStorage;
 
 /// Each sector of 512 bytes is filled with one number; 0 is zeros.
@@ -40,7 +40,12 @@ pub(super) fn check(image: &dyn Image, model: &[u64], what: &str) {
     let mut covered = 0;
     let size = image.geometry().size_bytes;
     image
-        .extents(0, size, &mut |offset, length, kind| {
+        .extents(0, size, &mut |Run {
+                                    offset,
+                                    length,
+                                    kind,
+                                    ..
+                                }| {
             assert_eq!(offset, covered);
             covered += length;
             let range = usize::try_from(offset / 512).unwrap()

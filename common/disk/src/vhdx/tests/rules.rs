@@ -338,7 +338,7 @@ fn a_childs_random_damage_never_panics() {
         if let Ok(image) = open_chain(&dirty, &level(1), true) {
             let size = image.geometry().size_bytes.min(16 * MIB);
             let _ = image.read_at(&mut vec![0; at(size)], 0);
-            let _ = image.extents(0, size, &mut |_, _, _| true);
+            let _ = image.extents(0, size, &mut |_| true);
         }
         for (from, length) in [(place, 96), (65536 + 4, 4), (196_608 + 4, 4)] {
             bytes[from..from + length].copy_from_slice(&whole[from..from + length]);
