@@ -25,6 +25,8 @@ pub mod qcow2;
 pub mod raw;
 pub mod resize;
 pub mod storage;
+#[cfg(test)]
+mod testing;
 pub mod vhd;
 pub mod vhdx;
 mod walk;

@@ -16,6 +16,7 @@ use crate::image::{Access, ExtentKind, Image, ZeroMode};
 use crate::parent::Find;
 use crate::storage::fake::{FakeStorage, Fault, FaultOn, What};
 use crate::storage::{OpenMode, Storage};
+use crate::testing::{extents, read};
 
 const PATH: &str = "/disk.vhd";
 const MIB: u64 = 1 << 20;
@@ -52,40 +53,6 @@ fn open_chain(
     };
     let find: &mut Find<'_> = &mut find;
     VhdImage::open_with(Arc::new(storage.clone()), paths[0], read_only, find)
-}
-
-fn read(image: &VhdImage, offset: u64, length: usize) -> Vec<u8> {
-    let mut buf = vec![0xEE; length];
-    image.read_at(&mut buf, offset).unwrap();
-    buf
-}
-
-fn extents(image: &VhdImage) -> Vec<(u64, u64, ExtentKind)> {
-    let mut found = Vec::new();
-    let size = image.geometry().size_bytes;
-    image
-        .extents(0, size, &mut |run| {
-            found.push((run.offset, run.length, run.kind));
-            true
-        })
-        .unwrap();
-    found
-}
-
-/// A small repeatable source of numbers.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
 }
 
 #[test]

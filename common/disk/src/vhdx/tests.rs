@@ -17,6 +17,7 @@ use crate::error::ErrorKind;
 use crate::image::{Access, ExtentKind, Image, ZeroMode};
 use crate::storage::fake::{FakeStorage, Fault, FaultOn, What};
 use crate::storage::{OpenMode, Storage};
+use crate::testing::{extents, read};
 
 const PATH: &str = "/disk.vhdx";
 /// Length in bytes of a small disk's file without a block.
@@ -43,39 +44,6 @@ fn create(storage: &FakeStorage, options: &CreateOptions) -> VhdxImage {
 
 fn open(storage: &FakeStorage, read_only: bool) -> Result<VhdxImage, crate::DiskError> {
     VhdxImage::open(Arc::new(storage.clone()), path(), read_only)
-}
-
-fn read(image: &VhdxImage, offset: u64, length: usize) -> Vec<u8> {
-    let mut buf = vec![0xEE; length];
-    image.read_at(&mut buf, offset).unwrap();
-    buf
-}
-
-fn extents(image: &VhdxImage) -> Vec<(u64, u64, ExtentKind)> {
-    let mut found = Vec::new();
-    image
-        .extents(0, image.geometry().size_bytes, &mut |run| {
-            found.push((run.offset, run.length, run.kind));
-            true
-        })
-        .unwrap();
-    found
-}
-
-/// A small repeatable source of numbers.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
 }
 
 #[test]

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::{ChildOptions, CreateOptions, Kind, VhdImage};
-use super::random::{PARENT, make, stamped, stamps};
+use super::random::{PARENT, make};
 use super::{MIB, create, open, open_chain, options, path};
 use crate::error::ErrorKind;
 use crate::image::{ExtentKind, Image, Run};
 use crate::storage::Storage;
 use crate::storage::fake::FakeStorage;
+use crate::testing::{stamped, stamps};
 
 const SECTORS: u64 = 8192;
 

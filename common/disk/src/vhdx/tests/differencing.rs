@@ -1,18 +1,18 @@
 //! Differencing disks: chains against a model, power losses and kills, damage, refusals.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::super::layout::{MIB, PAGE};
 use super::super::{CreateOptions, Kind, VhdxImage};
+use super::options;
 use super::over::{child, level, open_chain, open_vhdx};
-use super::random::{check, reload, stamped, stamps};
-use super::{Random, extents, options, read};
 use crate::error::ErrorKind;
 use crate::image::{Access, ExtentKind, Image, ZeroMode};
 use crate::storage::Storage;
 use crate::storage::fake::FakeStorage;
+use crate::testing::crash::{Model, step};
+use crate::testing::{Random, change, check, extents, read, reload, rounds, stamped, stamps};
 
 /// A closed base of `size_bytes` with blocks of 1 MiB. Its sectors from `from` on, `count` of them, hold 1000.
 fn base(storage: &FakeStorage, size_bytes: u64, from: u64, count: u64) {
@@ -33,39 +33,12 @@ fn state(storage: &FakeStorage, path: &Path, index: u64) -> u64 {
 
 /// Random operations on `image` and on the model of its sectors.
 fn scribble(image: &VhdxImage, model: &mut [u64], random: &mut Random, stamps_from: u64) {
-    let sectors = u64::try_from(model.len()).unwrap();
-    let block = u64::from(image.geometry().block_bytes) / 512;
-    for stamp in stamps_from..stamps_from + 60 {
-        let from = random.below(sectors);
-        let mut start = from;
-        let mut count = 1 + random.below(400).min(sectors - from - 1);
-        let choice = random.below(16);
-        if choice >= 12 {
-            start = from / block * block;
-            count = (block * (1 + random.below(2))).min(sectors - start);
-        }
-        let range = usize::try_from(start).unwrap()..usize::try_from(start + count).unwrap();
-        let fua = random.below(16) == 0;
-        match choice {
-            0..=8 | 15 => {
-                image
-                    .write_at(&stamped(stamp, count), start * 512, fua)
-                    .unwrap();
-                model[range].fill(stamp);
-            }
-            9..=13 => {
-                let modes = [
-                    ZeroMode::MayUnmap,
-                    ZeroMode::FastOnly,
-                    ZeroMode::KeepAllocated,
-                ];
-                let mode = modes[usize::try_from(random.below(3)).unwrap()];
-                image
-                    .write_zeroes(start * 512, count * 512, mode, fua)
-                    .unwrap();
-                model[range].fill(0);
-            }
-            _ => image.flush().unwrap(),
+    let block_sectors = u64::from(image.geometry().block_bytes) / 512;
+    for stamp in stamps_from..stamps_from + rounds(30, 60) {
+        if random.below(16) == 0 {
+            image.flush().unwrap();
+        } else {
+            change(image, model, random, block_sectors, stamp);
         }
     }
 }
@@ -274,36 +247,10 @@ fn overwriting_what_is_here_needs_no_change_of_metadata() {
     assert_eq!(syncs(), before + 3);
 }
 
-/// What each sector may be after a power loss, or must be after a kill.
-struct Model {
-    allowed: Vec<BTreeSet<u64>>,
-    last: Vec<u64>,
-}
-
-impl Model {
-    fn change(&mut self, from: u64, count: u64, stamp: u64) {
-        for sector in usize::try_from(from).unwrap()..usize::try_from(from + count).unwrap() {
-            self.allowed[sector].insert(stamp);
-            self.last[sector] = stamp;
-        }
-    }
-
-    fn durable(&mut self) {
-        for (allowed, last) in self.allowed.iter_mut().zip(&self.last) {
-            *allowed = BTreeSet::from([*last]);
-        }
-    }
-
-    fn check(&self, storage: &FakeStorage, what: &str) {
-        let image = open_chain(storage, &level(1), true).unwrap_or_else(|e| panic!("{what}: {e}"));
-        for (sector, stamp) in stamps(&*image, 0, SECTORS).into_iter().enumerate() {
-            let allowed = &self.allowed[sector];
-            assert!(
-                allowed.contains(&stamp),
-                "{what}: sector {sector} is {stamp}, not of {allowed:?}"
-            );
-        }
-    }
+/// What a power loss left is old or new.
+fn assert_old_or_new(model: &Model, storage: &FakeStorage, what: &str) {
+    let image = open_chain(storage, &level(1), true).unwrap_or_else(|e| panic!("{what}: {e}"));
+    model.check(&*image, what);
 }
 
 const SECTORS: u64 = 6 * MIB / 512;
@@ -317,45 +264,22 @@ fn run_crash(seed: u64) {
     let mut random = Random(seed);
     let mut last = vec![0; usize::try_from(SECTORS).unwrap()];
     last[..3 * 2048 + 500].fill(1000);
-    let mut model = Model {
-        allowed: last.iter().map(|stamp| BTreeSet::from([*stamp])).collect(),
-        last,
-    };
+    let mut model = Model::new(last);
     storage.die_after(storage.operation_count() + random.below(160));
     for stamp in 1..60 {
-        let from = random.below(SECTORS);
-        let count = (1 + random.below(300)).min(SECTORS - from);
-        let done = match random.below(10) {
-            0..=5 => {
-                model.change(from, count, stamp);
-                let fua = random.below(8) == 0;
-                image.write_at(&stamped(stamp, count), from * 512, fua)
-            }
-            6 => {
-                let from = from / 2048 * 2048;
-                model.change(from, 2048, 0);
-                image.discard(from * 512, MIB)
-            }
-            7 => {
-                model.change(from, count, 0);
-                image.write_zeroes(from * 512, count * 512, ZeroMode::MayUnmap, false)
-            }
-            _ => image.flush().map(|()| model.durable()),
-        };
+        let done = step(&image, &mut model, &mut random, MIB / 512, stamp);
         if done.is_err() {
             break;
         }
         if random.below(20) == 0 {
-            model.check(
-                &storage.crash(random.next() % 1000),
-                &format!("{what}, step {stamp}"),
-            );
+            let after = storage.crash(random.next() % 1000);
+            assert_old_or_new(&model, &after, &format!("{what}, step {stamp}"));
         }
         if random.below(20) == 0 {
             // All that was answered is there after a kill.
             let after = open_chain(&storage.after_kill(), &level(1), true).unwrap();
             assert!(
-                stamps(&*after, 0, SECTORS) == model.last,
+                stamps(&*after, 0, SECTORS) == model.last(),
                 "{what}, step {stamp}, kill"
             );
         }
@@ -364,12 +288,12 @@ fn run_crash(seed: u64) {
     drop(image);
     for crash in [0, 1, 2, 3 + seed, 1000 + seed] {
         let after = storage.crash(crash);
-        model.check(&after, &format!("{what}, crash {crash}"));
+        assert_old_or_new(&model, &after, &format!("{what}, crash {crash}"));
         // Recovery, cut short by another power loss.
         after.die_after(after.operation_count() + seed % 9);
         drop(open_vhdx(&after, &level(1), false));
         let again = after.crash(seed / 2);
-        model.check(&again, &format!("{what}, crash {crash}, again"));
+        assert_old_or_new(&model, &again, &format!("{what}, crash {crash}, again"));
         let image = open_vhdx(&again, &level(1), false).unwrap();
         image.write_at(&stamped(9999, 8), 0, true).unwrap();
         image.close().unwrap();
@@ -380,7 +304,7 @@ fn run_crash(seed: u64) {
 
 #[test]
 fn after_a_power_loss_a_sector_is_old_or_new_and_after_a_kill_new() {
-    for seed in 0..24 {
+    for seed in 0..rounds(16, 100) {
         run_crash(seed);
     }
 }
