@@ -26,7 +26,7 @@ pub mod raw;
 pub mod resize;
 pub mod storage;
 #[cfg(test)]
-mod testing;
+mod tests;
 pub mod vhd;
 pub mod vhdx;
 mod walk;

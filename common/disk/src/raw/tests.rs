@@ -2,8 +2,8 @@ use super::*;
 use crate::ErrorKind;
 use crate::storage::fake::{FakeStorage, Fault, FaultOn};
 use crate::storage::host::HostStorage;
-use crate::testing::crash::{Model, step};
-use crate::testing::{Random, rounds, stamped, stamps};
+use crate::tests::crash::{Model, step};
+use crate::tests::{Random, rounds, stamped, stamps};
 
 const SIZE: u64 = 1 << 20;
 

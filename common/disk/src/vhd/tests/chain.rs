@@ -10,7 +10,7 @@ use crate::error::ErrorKind;
 use crate::image::{ExtentKind, Image, Run};
 use crate::storage::Storage;
 use crate::storage::fake::FakeStorage;
-use crate::testing::{stamped, stamps};
+use crate::tests::{stamped, stamps};
 
 const SECTORS: u64 = 8192;
 

@@ -11,8 +11,8 @@ use crate::check::{CheckOptions, Severity, check};
 use crate::error::DiskError;
 use crate::image::Image;
 use crate::storage::fake::{FakeStorage, Fault, FaultOn};
-use crate::testing::crash::{Model, step};
-use crate::testing::{Random, rounds, stamped, stamps};
+use crate::tests::crash::{Model, step};
+use crate::tests::{Random, rounds, stamped, stamps};
 
 const BLOCK_KIB: u32 = 512;
 const BLOCK_SECTORS: u64 = 1024;

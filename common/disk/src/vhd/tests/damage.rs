@@ -10,7 +10,7 @@ use crate::error::{DiskError, ErrorKind};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
 use crate::storage::{OpenMode, Storage};
-use crate::testing::{Random, read, rounds, stamped, stamps};
+use crate::tests::{Random, read, rounds, stamped, stamps};
 
 const HEADER: usize = 512;
 const BAT: usize = 1536;

@@ -5,7 +5,7 @@ use super::{MIB, create, open, options};
 use crate::error::ErrorKind;
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
-use crate::testing::read;
+use crate::tests::read;
 
 #[test]
 fn a_disk_grows_while_open_and_stays_grown() {

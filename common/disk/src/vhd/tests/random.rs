@@ -7,7 +7,7 @@ use super::super::{ChildOptions, CreateOptions, Kind, VhdImage};
 use super::{create, open_chain, options, path};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
-use crate::testing::{Random, change, check, rounds, stamped};
+use crate::tests::{Random, change, check, rounds, stamped};
 
 pub(super) const PARENT: &str = "/parent.vhd";
 

@@ -9,8 +9,8 @@ use super::{open, path};
 use crate::check::{CheckOptions, Severity, check};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
-use crate::testing::crash::{Model, step};
-use crate::testing::{Random, rounds, stamped, stamps};
+use crate::tests::crash::{Model, step};
+use crate::tests::{Random, rounds, stamped, stamps};
 
 const SECTORS: u64 = 12 * MIB / 512 + 8;
 const BLOCK_SECTORS: u64 = MIB / 512;

@@ -9,7 +9,7 @@ use super::{create, open, options, path};
 use crate::error::{DiskError, ErrorKind};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
-use crate::testing::{Random, rounds};
+use crate::tests::{Random, rounds};
 
 const BAT: u64 = create::BAT_OFFSET;
 const METADATA: u64 = create::METADATA.offset;

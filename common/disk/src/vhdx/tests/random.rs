@@ -7,7 +7,7 @@ use super::super::{CreateOptions, Kind, VhdxImage};
 use super::{open, path};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
-use crate::testing::{Random, change, check, reload, rounds};
+use crate::tests::{Random, change, check, reload, rounds};
 
 fn run(seed: u64, block_mib: u32, logical: u32, kind: Kind, sectors: u64) {
     let what = format!("seed {seed}, {block_mib} MiB blocks, {logical} byte sectors, {kind:?}");

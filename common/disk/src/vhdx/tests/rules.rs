@@ -12,7 +12,7 @@ use crate::error::ErrorKind;
 use crate::image::Image;
 use crate::parent::{CHAIN_MAX, ParentLink};
 use crate::storage::fake::{FakeStorage, What};
-use crate::testing::{Random, rounds, stamped, stamps};
+use crate::tests::{Random, rounds, stamped, stamps};
 
 fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap()
