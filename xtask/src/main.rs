@@ -19,8 +19,10 @@ const USAGE: &str = "\
 usage: cargo xtask <chore>
 
   demo [--keep]    build, then show replication, failover and failback on this machine
-  test [FILTER]    install what the tests need, then run all of them, or those that match
-  lint             formatting, clippy with warnings as errors, and the rules of tests/tests/tidy.rs
+  test [FILTER]    install what the tests need, then run all of them, or those that match, and
+                   random ones for longer than `cargo test` does (SITEPAIR_THOROUGH=0: no longer)
+  lint             formatting, clippy with warnings as errors, also without optional features, and
+                   the rules of tests/tests/tidy.rs
   bench [NAME]     build in release mode, then measure, all or one measurement
   fuzz [--seconds N] [TARGET]
                    give hostile bytes to every parser, or to one, for N seconds in all (60):
@@ -113,6 +115,9 @@ fn test(args: &[&str]) -> Result<()> {
     tests
         .env("SITEPAIR_BIN_DIR", target_dir().join("debug"))
         .env("SITEPAIR_PYTHON", python);
+    if env::var_os("SITEPAIR_THOROUGH").is_none() {
+        tests.env("SITEPAIR_THOROUGH", "1");
+    }
     Step::new(tests).run()
 }
 
@@ -128,6 +133,19 @@ fn lint() -> Result<()> {
         "warnings",
     ];
     Step::new(cargo(&clippy)).run()?;
+    // The workspace has every feature on; who takes the disk crate alone may not.
+    let without_features = [
+        "clippy",
+        "-p",
+        "sitepair-disk",
+        "--no-default-features",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    Step::new(cargo(&without_features)).run()?;
     Step::new(cargo(&[
         "test",
         "-p",

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::error::DiskError;
 use crate::image::Image;
 use crate::walk::{
-    GRAIN_BYTES, Go, PIECE_BYTES, Progress, Run, Runs, is_zero, piece_length, share_out,
+    GRAIN_BYTES, Go, PIECE_BYTES, Progress, Runs, Stretch, is_zero, piece_length, share_out,
 };
 
 /// Most bytes of each image that a difference shows.
@@ -150,7 +150,7 @@ impl Pieces<'_> {
     }
 }
 
-fn side(run: Option<Run>) -> Side {
+fn side(run: Option<Stretch>) -> Side {
     match run {
         None => Side::Ended,
         Some(run) if run.is_data => Side::Data,

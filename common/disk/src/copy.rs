@@ -11,7 +11,7 @@ use std::ops::Range;
 use crate::error::DiskError;
 use crate::image::Image;
 use crate::walk::{
-    GRAIN_BYTES, Go, PIECE_BYTES, Progress, Run, Runs, is_zero, piece_length, share_out,
+    GRAIN_BYTES, Go, PIECE_BYTES, Progress, Runs, Stretch, is_zero, piece_length, share_out,
 };
 
 /// A copy that did not come to its end.
@@ -73,7 +73,7 @@ pub fn copy(from: &dyn Image, to: &dyn Image, progress: &Progress) -> Result<Cop
 }
 
 /// The next piece of data; holes before it are done.
-fn next_piece(runs: &mut Runs<'_>, progress: &Progress) -> Result<Option<Run>, CopyError> {
+fn next_piece(runs: &mut Runs<'_>, progress: &Progress) -> Result<Option<Stretch>, CopyError> {
     loop {
         if progress.is_stopped() {
             return Err(CopyError::Stopped);
@@ -108,7 +108,7 @@ impl Worker {
         }
     }
 
-    fn copy(&mut self, from: &dyn Image, to: &dyn Image, piece: Run) -> Result<(), CopyError> {
+    fn copy(&mut self, from: &dyn Image, to: &dyn Image, piece: Stretch) -> Result<(), CopyError> {
         let length = usize::try_from(piece.length).expect("a piece fits memory");
         let buf = &mut self.buf[..length];
         from.read_at(buf, piece.offset).map_err(CopyError::Read)?;

@@ -1,47 +1,21 @@
-//! Flushes that callers share, and the failure that ends them.
+//! Flushes that callers share.
 //!
-//! Owns: [`Sequencer`], which lets concurrent flushes share a round; [`Poison`], the first failure that made a
-//! file unusable. Receives the work of a round from the format.
+//! Owns: [`Sequencer`], which lets concurrent flushes share a round. Receives the work of a round from the format.
 //!
 //! Does not do: writing, syncing, or knowing what a round makes durable.
 //!
 //! # Invariants
 //! 1. A flush returns well only after a round that began after the call, and that went well.
 //! 2. One round runs at a time.
-//! 3. The first failure stays: every later check gives it out.
 
-use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::DiskError;
+use crate::poison::Poison;
 
 /// A panic elsewhere does not change what the lock protects; poisoning is by [`Poison`] only.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The first failure that made the file unusable.
-#[derive(Default)]
-pub(crate) struct Poison(OnceLock<String>);
-
-impl Poison {
-    pub(crate) fn check(&self) -> Result<(), DiskError> {
-        match self.0.get() {
-            None => Ok(()),
-            Some(first) => Err(DiskError::Poisoned {
-                first: first.clone(),
-            }),
-        }
-    }
-
-    /// Remembers the failure, if it is the first, and gives it out as an error.
-    pub(crate) fn set(&self, action: String, source: io::Error) -> DiskError {
-        let first = format!("{action}: {source}");
-        if self.0.set(first.clone()).is_ok() {
-            tracing::error!(failure = first, "the image is poisoned");
-        }
-        DiskError::io(action, source)
-    }
 }
 
 /// Lets concurrent flushes share one.
@@ -91,24 +65,12 @@ impl Sequencer {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc;
     use std::thread;
 
     use super::*;
-
-    #[test]
-    fn the_first_failure_stays() {
-        let poison = Poison::default();
-        poison.check().unwrap();
-        let failed = poison.set("sync of a".to_owned(), io::Error::other("first"));
-        assert!(matches!(failed, DiskError::Io { .. }));
-        let _ = poison.set("sync of b".to_owned(), io::Error::other("second"));
-        let Err(DiskError::Poisoned { first }) = poison.check() else {
-            panic!("it is poisoned");
-        };
-        assert_eq!(first, "sync of a: first");
-    }
 
     /// How many rounds there were, and what the flushes answered: one, and some that came while it ran.
     fn flushes_that_come_during_a_round(fails: bool) -> (u64, Vec<Result<(), DiskError>>) {

@@ -40,6 +40,53 @@ pub enum ExtentKind {
     Hole,
 }
 
+/// A stretch of an image whose bytes are of one kind and come from one file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// What it holds.
+    pub kind: ExtentKind,
+    /// Which file of the chain says so: 0 is the image itself, 1 its parent, and so on. What lies past a parent's end
+    /// is its child's word; where no file has anything, it is the last one's.
+    pub level: u32,
+}
+
+impl Run {
+    /// A run of the image itself.
+    #[must_use]
+    pub const fn here(offset: u64, length: u64, kind: ExtentKind) -> Self {
+        Self {
+            offset,
+            length,
+            kind,
+            level: 0,
+        }
+    }
+
+    /// The same run as a child of the image sees it.
+    #[must_use]
+    pub const fn below(self) -> Self {
+        Self {
+            level: self.level + 1,
+            ..self
+        }
+    }
+
+    /// The byte after it.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    /// Whether `next`, which begins where this one ends, is more of the same.
+    pub(crate) fn goes_on_in(&self, next: &Self) -> bool {
+        self.kind == next.kind && self.level == next.level
+    }
+}
+
 /// How zeros are to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ZeroMode {
@@ -131,7 +178,7 @@ pub trait Image: Send + Sync {
     fn flush(&self) -> Result<(), DiskError>;
 
     /// Tells what `[offset, offset + length)` holds, in ascending runs that cover it. Coarser than the truth
-    /// is allowed ("data" for zeros), finer never. `visit(offset, length, kind)` returns false to stop.
+    /// is allowed ("data" for zeros), finer never. `visit` returns false to stop.
     ///
     /// # Errors
     /// [`DiskError`] naming the file and range.
@@ -139,7 +186,7 @@ pub trait Image: Send + Sync {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError>;
 
     /// Whether this access will most likely be answered from memory, in microseconds: then the

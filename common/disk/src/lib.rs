@@ -13,20 +13,24 @@ pub mod copy;
 pub mod create;
 pub mod error;
 mod flush;
+mod gate;
 pub mod hrl;
 pub mod image;
 pub mod info;
 pub mod open;
 pub mod parent;
+mod poison;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
 pub mod raw;
 pub mod resize;
 pub mod storage;
+#[cfg(test)]
+mod tests;
 pub mod vhd;
 pub mod vhdx;
 mod walk;
 
 pub use error::{DiskError, ErrorKind};
-pub use image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
+pub use image::{ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 pub use walk::Progress;

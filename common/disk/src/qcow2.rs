@@ -46,7 +46,7 @@ use sitepair_qcow2_storage::ByteStorage;
 use self::file::{Order, OrderedFile};
 use self::header::Header;
 use crate::error::DiskError;
-use crate::image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::image::{ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use crate::open;
 use crate::storage::{BlockFile, LockKind, OpenMode, Storage};
 
@@ -296,7 +296,7 @@ impl Image for Qcow2Image {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.check(offset, length)?;
         let end = offset + length;
@@ -320,7 +320,7 @@ impl Image for Qcow2Image {
                 let e = io::Error::other("the table ends before the disk");
                 return Err(self.failed("look for data in", at, end - at, e));
             }
-            if !visit(at, bytes, kind) {
+            if !visit(Run::here(at, bytes, kind)) {
                 return Ok(());
             }
             at += bytes;

@@ -14,11 +14,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::DiskError;
-use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::image::{Access, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use crate::open;
+use crate::poison::Poison;
 use crate::storage::{BlockFile, FileExtent, LockKind, OpenMode, Storage};
 
 /// Sizes, offsets and lengths are multiples of this.
@@ -40,7 +41,7 @@ pub struct RawImage {
     read_only: bool,
     closed: AtomicBool,
     /// The first failed sync; invariant 2.
-    poison: OnceLock<String>,
+    poison: Poison,
     /// Held while the file grows.
     growing: Mutex<()>,
 }
@@ -116,7 +117,7 @@ impl RawImage {
             size_bytes: AtomicU64::new(size_bytes),
             read_only,
             closed: AtomicBool::new(false),
-            poison: OnceLock::new(),
+            poison: Poison::default(),
             growing: Mutex::new(()),
         }
     }
@@ -151,11 +152,7 @@ impl RawImage {
     }
 
     fn check_open(&self) -> Result<(), DiskError> {
-        if let Some(first) = self.poison.get() {
-            return Err(DiskError::Poisoned {
-                first: first.clone(),
-            });
-        }
+        self.poison.check()?;
         if self.closed.load(Ordering::Acquire) {
             return Err(DiskError::Closed {
                 why: "it was closed",
@@ -198,16 +195,10 @@ impl RawImage {
         )
     }
 
-    fn poisoned_by(&self, error: DiskError) -> DiskError {
-        // The first failure is the one worth telling.
-        let _ = self.poison.set(with_cause(&error));
-        error
-    }
-
     fn sync(&self) -> Result<(), DiskError> {
         self.file
             .sync()
-            .map_err(|e| self.poisoned_by(DiskError::io(format!("sync {}", self.name), e)))
+            .map_err(|e| self.poison.set(format!("sync {}", self.name), e))
     }
 
     fn zero(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), DiskError> {
@@ -289,12 +280,17 @@ impl Image for RawImage {
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError> {
         self.check_write(offset, buf.len() as u64)?;
-        let named = |e| self.failed("write", offset, buf.len() as u64, e);
+        let length = buf.len() as u64;
         if fua {
             let written = self.file.write_at_durable(buf, offset);
-            return written.map_err(|e| self.poisoned_by(named(e)));
+            return written.map_err(|e| {
+                let action = format!("write {length} bytes through at {offset} of {}", self.name);
+                self.poison.set(action, e)
+            });
         }
-        self.file.write_at(buf, offset).map_err(named)
+        self.file
+            .write_at(buf, offset)
+            .map_err(|e| self.failed("write", offset, length, e))
     }
 
     fn write_zeroes(
@@ -318,7 +314,7 @@ impl Image for RawImage {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.check_open()?;
         self.check_range(offset, length)?;
@@ -327,7 +323,7 @@ impl Image for RawImage {
                 FileExtent::Data => ExtentKind::Data,
                 FileExtent::Hole => ExtentKind::Hole,
             };
-            visit(at, bytes, kind)
+            visit(Run::here(at, bytes, kind))
         };
         self.file
             .extents(offset, length, &mut each)
@@ -376,13 +372,6 @@ fn possible(result: io::Result<()>) -> io::Result<bool> {
             Ok(false)
         }
         Err(e) => Err(e),
-    }
-}
-
-fn with_cause(error: &DiskError) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

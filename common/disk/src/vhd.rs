@@ -40,12 +40,13 @@ mod space;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
-use self::core::{Core, Run};
+use self::core::Core;
 use self::locator::NewParent;
 use crate::error::DiskError;
-use crate::image::{Access, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::gate::{Gate, Guarded};
+use crate::image::{Access, Geometry, Identity, Image, Run, ZeroMode};
 use crate::parent::{self, Find, ParentLink};
 use crate::storage::{BlockFile, Storage};
 
@@ -121,18 +122,8 @@ impl Facts {
 /// A VHD file that is open.
 pub struct VhdImage {
     kind: Kind,
-    gate: RwLock<Gate>,
+    gate: Gate<Core>,
 }
-
-enum Gate {
-    Open(Box<Core>),
-    /// As it was left.
-    Closed(Geometry, Identity),
-}
-
-const CLOSED: DiskError = DiskError::Closed {
-    why: "it was closed",
-};
 
 impl VhdImage {
     /// Opens an image and locks its file against other users.
@@ -172,7 +163,7 @@ impl VhdImage {
         let core = open::open_file(file, path, read_only, find)?;
         Ok(Self {
             kind: core.kind,
-            gate: RwLock::new(Gate::Open(Box::new(core))),
+            gate: Gate::new(core),
         })
     }
 
@@ -233,7 +224,7 @@ impl VhdImage {
     /// # Errors
     /// When it is closed or poisoned.
     pub fn parent_link(&self) -> Result<Option<ParentLink>, DiskError> {
-        self.with(|core| Ok(core.parent_link.clone()))
+        self.gate.with(|core| Ok(core.parent_link.clone()))
     }
 
     /// Grows the disk to `new_size` bytes. Requests wait meanwhile. Durable on return.
@@ -241,77 +232,24 @@ impl VhdImage {
     /// # Errors
     /// Unsupported: to a smaller size, or of a disk with a parent; invalid sizes; or the operating system's.
     pub fn resize(&self, new_size: u64) -> Result<(), DiskError> {
-        let mut gate = self.alone();
-        let Gate::Open(core) = &mut *gate else {
-            return Err(CLOSED);
-        };
-        core.durable.poison.check()?;
-        check_writable(core)?;
-        core.grow(new_size)
-    }
-
-    fn share(&self) -> RwLockReadGuard<'_, Gate> {
-        self.gate.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn alone(&self) -> RwLockWriteGuard<'_, Gate> {
-        self.gate.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs `work` on the open image.
-    fn with<T>(&self, work: impl FnOnce(&Core) -> Result<T, DiskError>) -> Result<T, DiskError> {
-        let gate = self.share();
-        let Gate::Open(core) = &*gate else {
-            return Err(CLOSED);
-        };
-        core.durable.poison.check()?;
-        work(core)
-    }
-
-    fn change(
-        &self,
-        offset: u64,
-        length: u64,
-        work: impl FnOnce(&Core) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
-        self.with(|core| {
-            check_writable(core)?;
-            check_range(core, offset, length)?;
-            work(core)
-        })
+        self.gate.alone(|core| core.grow(new_size))
     }
 }
 
 impl Image for VhdImage {
     fn geometry(&self) -> Geometry {
-        match &*self.share() {
-            Gate::Open(core) => core.geometry(),
-            Gate::Closed(geometry, _) => geometry.clone(),
-        }
+        self.gate.geometry()
     }
 
     /// Also answers after [`close`](Image::close): as the file was left.
     fn identity(&self) -> Result<Identity, DiskError> {
-        match &*self.share() {
-            Gate::Open(core) => core.identity(),
-            Gate::Closed(_, identity) => Ok(*identity),
-        }
+        self.gate.identity()
     }
 
     /// The format has no id that changes with the content. Length and time must outlive a close, so the file is cut as
     /// a close does.
     fn content_identity(&self) -> Result<Identity, DiskError> {
-        let gate = self.alone();
-        let identity = match &*gate {
-            Gate::Open(core) => {
-                core.durable.poison.check()?;
-                if !core.read_only {
-                    core.shut()?;
-                }
-                core.identity()?
-            }
-            Gate::Closed(_, identity) => *identity,
-        };
+        let identity = self.gate.settled_identity()?;
         Ok(Identity {
             data_write_id: [0; 16],
             ..identity
@@ -319,14 +257,12 @@ impl Image for VhdImage {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
-        self.with(|core| {
-            check_range(core, offset, layout::to_u64(buf.len()))?;
-            core.read(buf, offset)
-        })
+        self.gate
+            .read(offset, buf.len(), |core| core.read(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, fua: bool) -> Result<(), DiskError> {
-        self.change(offset, layout::to_u64(buf.len()), |core| {
+        self.gate.change(offset, layout::to_u64(buf.len()), |core| {
             core.write(buf, offset, fua)
         })
     }
@@ -338,87 +274,33 @@ impl Image for VhdImage {
         mode: ZeroMode,
         fua: bool,
     ) -> Result<(), DiskError> {
-        self.change(offset, length, |core| core.zero(offset, length, mode, fua))
+        self.gate
+            .change(offset, length, |core| core.zero(offset, length, mode, fua))
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        self.with(|core| if core.read_only { Ok(()) } else { core.flush() })
+        self.gate.flush()
     }
 
     fn extents(
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
-        self.with(|core| check_range(core, offset, length))?;
-        let end = offset + length;
-        let mut at = offset;
-        // The run that grows while its neighbours are of its kind.
-        let mut open: Option<(u64, Run)> = None;
-        while at < end {
-            // No lock is held while the visitor runs: it may come back to us.
-            let runs = self.with(|core| core.runs(at, end - at))?;
-            for run in runs {
-                match &mut open {
-                    Some((_, last)) if last.kind == run.kind => last.length += run.length,
-                    Some((from, last)) => {
-                        if !visit(*from, last.length, last.kind) {
-                            return Ok(());
-                        }
-                        open = Some((at, run));
-                    }
-                    None => open = Some((at, run)),
-                }
-                at += run.length;
-            }
-        }
-        if let Some((from, last)) = open {
-            visit(from, last.length, last.kind);
-        }
-        Ok(())
+        self.gate.extents(offset, length, visit)
     }
 
     fn is_quick(&self, access: Access, offset: u64, length: usize) -> bool {
-        match (&*self.share(), access) {
-            (Gate::Open(core), Access::Write) => core.is_quick_write(offset, length),
-            (_, Access::Read | Access::Write) => false,
+        match access {
+            Access::Read => false,
+            Access::Write => self
+                .gate
+                .is_quick(|core| core.is_quick_write(offset, length)),
         }
     }
 
     fn close(&self) -> Result<(), DiskError> {
-        let mut gate = self.alone();
-        let Gate::Open(core) = &*gate else {
-            return Err(CLOSED);
-        };
-        core.durable.poison.check()?;
-        if !core.read_only {
-            core.shut()?;
-        }
-        // The file and its lock go with the core.
-        *gate = Gate::Closed(core.geometry(), core.identity()?);
-        Ok(())
-    }
-}
-
-fn check_writable(core: &Core) -> Result<(), DiskError> {
-    if core.read_only {
-        return Err(DiskError::Invalid {
-            what: format!("{} is read-only", core.name),
-        });
-    }
-    Ok(())
-}
-
-fn check_range(core: &Core, offset: u64, length: u64) -> Result<(), DiskError> {
-    /// Smallest unit of a request in bytes.
-    const SECTOR: u64 = 512;
-    let size = core.size_bytes;
-    let aligned = offset.is_multiple_of(SECTOR) && length.is_multiple_of(SECTOR);
-    match offset.checked_add(length) {
-        Some(end) if aligned && end <= size => Ok(()),
-        _ => Err(DiskError::Invalid {
-            what: format!("{length} bytes at {offset} do not fit a disk of {size} bytes"),
-        }),
+        self.gate.close()
     }
 }

@@ -64,15 +64,15 @@ impl Progress {
     }
 }
 
-/// A range of a disk of one kind.
+/// A range of a disk that is data, or zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct Stretch {
     pub(crate) offset: u64,
     pub(crate) length: u64,
     pub(crate) is_data: bool,
 }
 
-impl Run {
+impl Stretch {
     pub(crate) fn end(&self) -> u64 {
         self.offset + self.length
     }
@@ -84,7 +84,7 @@ pub(crate) struct Runs<'a> {
     /// How far the portions reach.
     at: u64,
     end: u64,
-    portion: VecDeque<Run>,
+    portion: VecDeque<Stretch>,
 }
 
 impl<'a> Runs<'a> {
@@ -98,7 +98,7 @@ impl<'a> Runs<'a> {
     }
 
     /// The run that `next` will give.
-    pub(crate) fn peek(&mut self) -> Result<Option<Run>, DiskError> {
+    pub(crate) fn peek(&mut self) -> Result<Option<Stretch>, DiskError> {
         if self.portion.is_empty() && self.at < self.end {
             self.fetch()?;
         }
@@ -106,17 +106,17 @@ impl<'a> Runs<'a> {
     }
 
     /// Gives out the first `length` bytes of the next run, if there are so many.
-    pub(crate) fn take(&mut self, length: u64) -> Result<Option<Run>, DiskError> {
+    pub(crate) fn take(&mut self, length: u64) -> Result<Option<Stretch>, DiskError> {
         let Some(run) = self.peek()? else {
             return Ok(None);
         };
-        let taken = Run {
+        let taken = Stretch {
             length: run.length.min(length),
             ..run
         };
         self.portion.pop_front();
         if taken.length < run.length {
-            self.portion.push_front(Run {
+            self.portion.push_front(Stretch {
                 offset: taken.end(),
                 length: run.length - taken.length,
                 ..run
@@ -128,14 +128,14 @@ impl<'a> Runs<'a> {
     fn fetch(&mut self) -> Result<(), DiskError> {
         let (image, portion) = (self.image, &mut self.portion);
         let mut at = self.at;
-        image.extents(at, self.end - at, &mut |offset, length, kind| {
-            let is_data = kind == ExtentKind::Data;
-            at = offset + length;
+        image.extents(at, self.end - at, &mut |run| {
+            let is_data = run.kind == ExtentKind::Data;
+            at = run.end();
             match portion.back_mut() {
-                Some(last) if last.is_data == is_data => last.length += length,
-                _ => portion.push_back(Run {
-                    offset,
-                    length,
+                Some(last) if last.is_data == is_data => last.length += run.length,
+                _ => portion.push_back(Stretch {
+                    offset: run.offset,
+                    length: run.length,
                     is_data,
                 }),
             }

@@ -46,7 +46,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use sitepair_disk::storage::{BlockFile, LockKind, OpenMode, Storage};
-use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use sitepair_model::extent::{BLOCK_BYTES, Extent, block_count};
 
 use crate::blocks::locks::RangeLocks;
@@ -540,7 +540,7 @@ impl Image for Overlay {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         let extent = self.check(offset, length)?;
         let mut going = true;
@@ -548,18 +548,15 @@ impl Image for Overlay {
             if !going {
                 return Ok(());
             }
+            let here = |kind| Run::here(piece.offset, piece.length, kind);
             match owner {
-                Owner::Data => going = visit(piece.offset, piece.length, ExtentKind::Data),
-                Owner::Hole => going = visit(piece.offset, piece.length, ExtentKind::Hole),
+                Owner::Data => going = visit(here(ExtentKind::Data)),
+                Owner::Hole => going = visit(here(ExtentKind::Hole)),
                 Owner::Below => {
-                    self.below.extents(
-                        piece.offset,
-                        piece.length,
-                        &mut |offset, length, kind| {
-                            going = visit(offset, length, kind);
-                            going
-                        },
-                    )?;
+                    self.below.extents(piece.offset, piece.length, &mut |run| {
+                        going = visit(run.below());
+                        going
+                    })?;
                 }
             }
             Ok(())

@@ -7,7 +7,7 @@ use sitepair_disk::open::{OpenOptions, open_image};
 use sitepair_disk::parent::ParentLink;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::fake::FakeStorage;
-use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 
 use crate::file::PATH;
 use crate::vhdx::file_of;
@@ -69,11 +69,11 @@ pub(crate) fn look_at(image: &dyn Image) {
     let geometry = image.geometry();
     let mut runs = Vec::new();
     let mut end = 0;
-    let result = image.extents(0, geometry.size_bytes, &mut |at, length, kind| {
-        assert_eq!(at, end, "runs follow each other");
-        assert!(length > 0);
-        end = at + length;
-        runs.push((at, kind));
+    let result = image.extents(0, geometry.size_bytes, &mut |run| {
+        assert_eq!(run.offset, end, "runs follow each other");
+        assert!(run.length > 0);
+        end = run.end();
+        runs.push(run.offset);
         runs.len() < RUNS_MAX
     });
     if let Err(e) = result {
@@ -82,7 +82,7 @@ pub(crate) fn look_at(image: &dyn Image) {
     assert!(end <= geometry.size_bytes);
     assert!(runs.len() == RUNS_MAX || end == geometry.size_bytes);
     let mut buf = [0; SECTOR];
-    for (at, _) in runs {
+    for at in runs {
         let length = usize::try_from(geometry.size_bytes - at).unwrap_or(SECTOR);
         if let Err(e) = image.read_at(&mut buf[..length.min(SECTOR)], at) {
             check_error(&e);
@@ -180,13 +180,13 @@ impl Image for Stub {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         assert!(
             offset + length <= STUB_BYTES,
             "a parent is asked past its end"
         );
-        visit(offset, length, ExtentKind::Data);
+        visit(Run::here(offset, length, ExtentKind::Data));
         Ok(())
     }
 

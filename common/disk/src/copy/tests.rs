@@ -43,9 +43,9 @@ fn fill(image: &dyn Image) {
 fn data_bytes(image: &dyn Image) -> u64 {
     let mut bytes = 0;
     image
-        .extents(0, SIZE, &mut |_, length, kind| {
-            if kind == ExtentKind::Data {
-                bytes += length;
+        .extents(0, SIZE, &mut |run| {
+            if run.kind == ExtentKind::Data {
+                bytes += run.length;
             }
             true
         })

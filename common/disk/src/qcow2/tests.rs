@@ -151,8 +151,8 @@ fn a_new_image_reads_as_zeros_and_has_no_data() {
     let image = open(&storage);
     check(&image, &Model::new());
     let mut runs = Vec::new();
-    let mut each = |at, length, kind| {
-        runs.push((at, length, kind));
+    let mut each = |run: Run| {
+        runs.push((run.offset, run.length, run.kind));
         true
     };
     image.extents(0, SIZE, &mut each).unwrap();
@@ -191,12 +191,12 @@ fn extents_never_hide_data() {
         change(&image, &mut model, &mut rng);
     }
     let mut end = 0;
-    let mut each = |at: u64, length: u64, kind| {
-        assert_eq!(at, end);
-        end += length;
-        for block in at / UNIT..end / UNIT {
+    let mut each = |run: Run| {
+        assert_eq!(run.offset, end);
+        end = run.end();
+        for block in run.offset / UNIT..end / UNIT {
             let byte = model.get(&block).copied().unwrap_or(0);
-            assert!(byte == 0 || kind == ExtentKind::Data, "block {block}");
+            assert!(byte == 0 || run.kind == ExtentKind::Data, "block {block}");
         }
         true
     };

@@ -2,6 +2,8 @@ use super::*;
 use crate::ErrorKind;
 use crate::storage::fake::{FakeStorage, Fault, FaultOn};
 use crate::storage::host::HostStorage;
+use crate::tests::crash::{Model, step};
+use crate::tests::{Random, rounds, stamped, stamps};
 
 const SIZE: u64 = 1 << 20;
 
@@ -24,8 +26,9 @@ fn kind_of<T>(result: Result<T, DiskError>) -> ErrorKind {
 
 fn runs(image: &RawImage) -> Vec<(u64, u64, ExtentKind)> {
     let mut found = Vec::new();
-    let mut each = |at, bytes, kind| {
-        found.push((at, bytes, kind));
+    let mut each = |run: Run| {
+        assert_eq!(run.level, 0);
+        found.push((run.offset, run.length, run.kind));
         true
     };
     image
@@ -86,7 +89,7 @@ fn ranges_are_checked_and_change_nothing() {
         let zeroed = image.write_zeroes(offset, length, ZeroMode::MayUnmap, false);
         assert_eq!(kind_of(zeroed), ErrorKind::Invalid);
         assert_eq!(kind_of(image.discard(offset, length)), ErrorKind::Invalid);
-        let visited = image.extents(offset, length, &mut |_, _, _| true);
+        let visited = image.extents(offset, length, &mut |_| true);
         assert_eq!(kind_of(visited), ErrorKind::Invalid);
     }
     assert_eq!(storage.operation_count(), before);
@@ -266,6 +269,31 @@ fn images_grow_and_never_shrink() {
     image.write_at(&[1; 512], SIZE * 2 - 512, false).unwrap();
     let after = RawImage::open(&storage.crash(0), path(), true).unwrap();
     assert_eq!(after.geometry().size_bytes, SIZE * 2);
+}
+
+/// Random requests and a power loss, whatever it tears.
+#[test]
+fn after_a_power_loss_every_sector_is_old_or_new() {
+    for seed in 0..rounds(20, 200) {
+        let (storage, image) = fake();
+        let sectors = usize::try_from(SIZE / 512).unwrap();
+        let mut model = Model::new(vec![0; sectors]);
+        let mut random = Random(seed);
+        storage.die_after(storage.operation_count() + random.below(80));
+        for stamp in 1..100 {
+            if step(&image, &mut model, &mut random, 128, stamp).is_err() {
+                break;
+            }
+        }
+        for crash in [0, 1, 2 + seed, 3 + seed, 1000 + seed, 1001 + seed] {
+            let after = storage.crash(crash);
+            let image = RawImage::open_whatever_it_holds(&after, path(), false).unwrap();
+            model.check(&image, &format!("seed {seed}, crash {crash}"));
+            image.write_at(&stamped(5000, 8), 0, true).unwrap();
+            let again = RawImage::open_whatever_it_holds(&after.crash(0), path(), true).unwrap();
+            assert_eq!(stamps(&again, 0, 8), [5000; 8]);
+        }
+    }
 }
 
 #[test]

@@ -159,9 +159,11 @@ impl FakeStorage {
         self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tree as a power loss now could leave it: what is durable and any part of the rest, each 512-byte
-    /// sector on its own, each name on its own. Seed 0 keeps nothing that was not synced, seed 1 everything,
-    /// others a part. No locks, faults or poison; counters and operations start anew. This tree goes on unchanged.
+    /// The tree as a power loss now could leave it: what is durable and a part of the rest, each name on its own.
+    /// Seed 0 keeps nothing that was not synced, seed 1 everything. Of the others, even ones cut writes at sectors of
+    /// 512 bytes, odd ones at pages of 4096; most keep each sector or page on its own, whatever the order of the
+    /// writes, and some, of each file, the first of its changes and any part of the next. No locks, faults or poison;
+    /// counters and operations start anew. This tree goes on unchanged.
     #[must_use]
     pub fn crash(&self, seed: u64) -> Self {
         Self::of(self.world().after_power_loss(seed))

@@ -16,12 +16,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, FallocateFlags, RenameFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{BlockFile, FileExtent, FileId, LockKind, OpenMode, Storage};
+use crate::poison::Poison;
 
 /// Rights of files that we create: guest data is for nobody else.
 const FILE_RIGHTS: u32 = 0o600;
@@ -141,7 +142,7 @@ struct HostFile {
     file: File,
     is_device: bool,
     /// The first failed sync; invariant 1.
-    poison: OnceLock<String>,
+    poison: Poison,
     held: Mutex<Option<LockKind>>,
 }
 
@@ -154,21 +155,20 @@ impl HostFile {
         Ok(Self {
             file,
             is_device: kind.is_block_device(),
-            poison: OnceLock::new(),
+            poison: Poison::default(),
             held: Mutex::new(None),
         })
     }
 
     fn check_poison(&self) -> io::Result<()> {
-        match self.poison.get() {
+        match self.poison.first() {
             None => Ok(()),
             Some(first) => Err(io::Error::other(format!("an earlier sync failed: {first}"))),
         }
     }
 
     fn poisoned_by(&self, error: io::Error) -> io::Error {
-        // The first failure is the one worth telling.
-        let _ = self.poison.set(error.to_string());
+        self.poison.remember(error.to_string());
         error
     }
 

@@ -3,10 +3,10 @@
 //! Does not do: writing; parents are read only.
 
 use super::blocks::Blocks;
-use super::core::{Core, Run};
+use super::core::Core;
 use super::layout::{SECTOR, to_u64, to_usize};
 use crate::error::DiskError;
-use crate::image::ExtentKind;
+use crate::image::{ExtentKind, Run};
 
 impl Core {
     /// What the disk holds from `offset`, at most `length` bytes of it. Covers at least a byte.
@@ -36,29 +36,20 @@ impl Core {
         let data = place + blocks.shape.bitmap_bytes;
         for stretch in bitmap.stretches(within / SECTOR, sectors) {
             let length = stretch.count * SECTOR;
-            let before = covered(runs);
+            let from = block * block_bytes + stretch.first * SECTOR;
             if stretch.here {
                 let at = data + stretch.first * SECTOR;
-                self.file_runs(at, length, ExtentKind::Hole, runs)?;
+                self.file_runs((from, at), length, ExtentKind::Hole, runs)?;
             } else {
-                below_runs(
-                    blocks,
-                    block * block_bytes + stretch.first * SECTOR,
-                    length,
-                    runs,
-                )?;
+                below_runs(blocks, from, length, runs)?;
             }
-            if covered(runs) < before + length {
+            if runs.last().map(Run::end) != Some(from + length) {
                 // It stopped early; the caller asks again from there.
                 break;
             }
         }
         Ok(())
     }
-}
-
-fn covered(runs: &[Run]) -> u64 {
-    runs.iter().map(|run| run.length).sum()
 }
 
 /// Reads what shows where a disk has no sector of its own: the parent's, or zeros.
@@ -100,8 +91,8 @@ fn below_runs(
         && there > 0
     {
         let mut stopped = false;
-        parent.extents(offset, there, &mut |_, length, kind| {
-            runs.push(Run { length, kind });
+        parent.extents(offset, there, &mut |run| {
+            runs.push(run.below());
             stopped = runs.len() >= most;
             !stopped
         })?;
@@ -110,10 +101,7 @@ fn below_runs(
         }
     }
     if there < length {
-        runs.push(Run {
-            length: length - there,
-            kind: ExtentKind::Hole,
-        });
+        runs.push(Run::here(offset + there, length - there, ExtentKind::Hole));
     }
     Ok(())
 }
@@ -130,8 +118,8 @@ pub(super) fn below_is_zero(blocks: &Blocks, offset: u64, length: u64) -> Result
         .min(length);
     let mut zero = true;
     if there > 0 {
-        parent.extents(offset, there, &mut |_, _, kind| {
-            zero = kind != ExtentKind::Data;
+        parent.extents(offset, there, &mut |run| {
+            zero = run.kind != ExtentKind::Data;
             zero
         })?;
     }

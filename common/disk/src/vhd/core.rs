@@ -11,8 +11,10 @@ use super::blocks::Blocks;
 use super::durable::Durable;
 use super::layout::{Footer, SECTOR, to_u64};
 use crate::error::DiskError;
-use crate::image::{ExtentKind, Geometry, Identity, ZeroMode};
+use crate::gate::Guarded;
+use crate::image::{ExtentKind, Geometry, Identity, Run, ZeroMode};
 use crate::parent::ParentLink;
+use crate::poison::Poison;
 use crate::storage::{BlockFile, FileExtent};
 
 const ZERO_STEP: u64 = 1 << 20;
@@ -38,15 +40,24 @@ pub(super) struct Core {
     pub(super) durable: Durable,
 }
 
-/// A stretch of the disk of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) length: u64,
-    pub(super) kind: ExtentKind,
-}
+impl Guarded for Core {
+    fn name(&self) -> &str {
+        &self.name
+    }
 
-impl Core {
-    pub(super) fn geometry(&self) -> Geometry {
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn poison(&self) -> &Poison {
+        &self.durable.poison
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn geometry(&self) -> Geometry {
         let block_bytes = self.blocks.as_ref().map_or(0, |b| b.header.block_bytes());
         Geometry {
             size_bytes: self.size_bytes,
@@ -57,7 +68,7 @@ impl Core {
         }
     }
 
-    pub(super) fn identity(&self) -> Result<Identity, DiskError> {
+    fn identity(&self) -> Result<Identity, DiskError> {
         let failed = |e| DiskError::io(format!("read length and time of {}", self.name), e);
         Ok(Identity {
             data_write_id: self.footer.unique_id(),
@@ -66,6 +77,26 @@ impl Core {
         })
     }
 
+    fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
+        let mut runs = Vec::new();
+        match &self.blocks {
+            None => self.file_runs((offset, offset), length, ExtentKind::Zero, &mut runs)?,
+            Some(blocks) => self.block_runs(blocks, offset, length, &mut runs)?,
+        }
+        Ok(runs)
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        // The one of its own, in `durable`; so with `shut`.
+        Self::flush(self)
+    }
+
+    fn shut(&self) -> Result<(), DiskError> {
+        Self::shut(self)
+    }
+}
+
+impl Core {
     pub(super) fn failed(
         &self,
         what: &str,
@@ -176,20 +207,11 @@ impl Core {
                 .is_none_or(|blocks| blocks.is_quick(offset, to_u64(length), self.size_bytes))
     }
 
-    /// What the disk holds from `offset`, at most `length` bytes of it, in ascending runs. Covers at least a byte.
-    pub(super) fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
-        let mut runs = Vec::new();
-        match &self.blocks {
-            None => self.file_runs(offset, length, ExtentKind::Zero, &mut runs)?,
-            Some(blocks) => self.block_runs(blocks, offset, length, &mut runs)?,
-        }
-        Ok(runs)
-    }
-
-    /// Data and holes of the host's file. Stops after some; covers at least a byte.
+    /// Data and holes of the host's file from `at`, which is `offset` of the disk. Stops after some; covers at
+    /// least a byte.
     pub(super) fn file_runs(
         &self,
-        at: u64,
+        (offset, at): (u64, u64),
         length: u64,
         hole: ExtentKind,
         runs: &mut Vec<Run>,
@@ -197,20 +219,17 @@ impl Core {
         /// Bounds the memory of one answer.
         const AT_ONCE: usize = 1024;
         let most = runs.len() + AT_ONCE;
-        let listed = self.file.extents(at, length, &mut |_, length, kind| {
+        let listed = self.file.extents(at, length, &mut |from, length, kind| {
             let kind = match kind {
                 FileExtent::Hole => hole,
                 FileExtent::Data => ExtentKind::Data,
             };
-            runs.push(Run { length, kind });
+            runs.push(Run::here(offset + (from - at), length, kind));
             runs.len() < most
         });
         match listed {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                runs.push(Run {
-                    length,
-                    kind: ExtentKind::Data,
-                });
+                runs.push(Run::here(offset, length, ExtentKind::Data));
                 Ok(())
             }
             other => other.map_err(self.failed("list extents of", length, at)),

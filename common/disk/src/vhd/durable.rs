@@ -24,7 +24,8 @@ use super::core::Core;
 use super::layout::{PAGE, SECTOR, footer_after};
 use super::space::Space;
 use crate::error::DiskError;
-use crate::flush::{Poison, Sequencer, lock};
+use crate::flush::{Sequencer, lock};
+use crate::poison::Poison;
 
 /// State of the durable side of an open image.
 pub(super) struct Durable {

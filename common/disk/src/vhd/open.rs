@@ -19,6 +19,7 @@ use super::layout::{
 use super::locator;
 use super::space::Space;
 use crate::error::DiskError;
+use crate::gate::Guarded;
 use crate::parent::{self, Find};
 use crate::storage::{BlockFile, FileExtent};
 

@@ -26,7 +26,9 @@ use super::replay::View;
 use super::space::Space;
 use crate::error::DiskError;
 use crate::flush::lock;
-use crate::image::{ExtentKind, Geometry, Identity, Image, ZeroMode};
+use crate::gate::Guarded;
+use crate::image::{ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
+use crate::poison::Poison;
 use crate::storage::{BlockFile, FileExtent};
 
 /// More stripes than threads that could meet; each costs a few bytes.
@@ -58,13 +60,110 @@ pub(super) struct Piece {
     pub(super) done: u64,
 }
 
+impl Guarded for Core {
+    fn name(&self) -> &str {
+        &self.view.name
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn poison(&self) -> &Poison {
+        &self.durable.poison
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.parameters.size_bytes
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.parameters.geometry(self.read_only)
+    }
+
+    fn identity(&self) -> Result<Identity, DiskError> {
+        let failed = |e| DiskError::io(format!("read length and time of {}", self.view.name), e);
+        Ok(Identity {
+            data_write_id: lock(&self.headers).current.data_write,
+            file_bytes: self.file().length().map_err(failed)?,
+            modified_ns: self.file().modified_ns().map_err(failed)?,
+        })
+    }
+
+    fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
+        let block_bytes = self.bat.shape.block_bytes;
+        let block = offset / block_bytes;
+        let hole = |length| Ok(vec![Run::here(offset, length, ExtentKind::Hole)]);
+        let blank = self.bat.blank_blocks(block);
+        if blank > 0 {
+            let end = (block + blank).saturating_mul(block_bytes);
+            let length = length.min(end - offset);
+            return match self.bat.find(block) {
+                Found::Zeros => hole(length),
+                // It got space since, or the parent has it: block by block.
+                Found::Parent => self.parent_runs(offset, length),
+                Found::Here(_) | Found::Partly(_) => self.runs(offset, length.min(block_bytes)),
+            };
+        }
+        let within = offset % block_bytes;
+        let length = length.min(block_bytes - within);
+        let _shared = self.share(block);
+        let at = match self.bat.find(block) {
+            Found::Here(at) => at,
+            Found::Partly(_) => {
+                return self.runs_partly(Piece {
+                    block,
+                    within,
+                    length,
+                    done: 0,
+                });
+            }
+            Found::Parent => return self.parent_runs(offset, length),
+            Found::Zeros => return hole(length),
+        };
+        if !self.view.is_plain() {
+            return Ok(vec![Run::here(offset, length, ExtentKind::Data)]);
+        }
+        let mut runs = Vec::new();
+        let hole = if self.parameters.leave_allocated {
+            ExtentKind::Zero
+        } else {
+            ExtentKind::Hole
+        };
+        let listed = self
+            .file()
+            .extents(at + within, length, &mut |from, length, kind| {
+                let kind = if kind == FileExtent::Hole {
+                    hole
+                } else {
+                    ExtentKind::Data
+                };
+                let from = offset + (from - at - within);
+                runs.push(Run::here(from, length, kind));
+                true
+            });
+        match listed {
+            Ok(()) => Ok(runs),
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                Ok(vec![Run::here(offset, length, ExtentKind::Data)])
+            }
+            Err(e) => Err(self.failed("list extents of", length, at + within)(e)),
+        }
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        // The one of its own, in `durable`; so with `shut`.
+        Self::flush(self)
+    }
+
+    fn shut(&self) -> Result<(), DiskError> {
+        Self::shut(self)
+    }
+}
+
 impl Core {
     pub(super) fn file(&self) -> &dyn BlockFile {
         self.view.file.as_ref()
-    }
-
-    pub(super) fn geometry(&self) -> Geometry {
-        self.parameters.geometry(self.read_only)
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -73,15 +172,6 @@ impl Core {
         } else {
             Kind::Dynamic
         }
-    }
-
-    pub(super) fn identity(&self) -> Result<Identity, DiskError> {
-        let failed = |e| DiskError::io(format!("read length and time of {}", self.view.name), e);
-        Ok(Identity {
-            data_write_id: lock(&self.headers).current.data_write,
-            file_bytes: self.file().length().map_err(failed)?,
-            modified_ns: self.file().modified_ns().map_err(failed)?,
-        })
     }
 
     fn stripe(&self, block: u64) -> &RwLock<()> {
@@ -389,79 +479,4 @@ impl Core {
                 Found::Parent => false,
             })
     }
-
-    /// What the disk holds from `offset`, at most `length` bytes of it, in ascending runs. Covers at least a byte.
-    pub(super) fn runs(&self, offset: u64, length: u64) -> Result<Vec<Run>, DiskError> {
-        let block_bytes = self.bat.shape.block_bytes;
-        let block = offset / block_bytes;
-        let hole = |length| {
-            let kind = ExtentKind::Hole;
-            Ok(vec![Run { length, kind }])
-        };
-        let blank = self.bat.blank_blocks(block);
-        if blank > 0 {
-            let end = (block + blank).saturating_mul(block_bytes);
-            let length = length.min(end - offset);
-            return match self.bat.find(block) {
-                Found::Zeros => hole(length),
-                // It got space since, or the parent has it: block by block.
-                Found::Parent => self.parent_runs(offset, length),
-                Found::Here(_) | Found::Partly(_) => self.runs(offset, length.min(block_bytes)),
-            };
-        }
-        let within = offset % block_bytes;
-        let length = length.min(block_bytes - within);
-        let _shared = self.share(block);
-        let at = match self.bat.find(block) {
-            Found::Here(at) => at,
-            Found::Partly(_) => {
-                return self.runs_partly(Piece {
-                    block,
-                    within,
-                    length,
-                    done: 0,
-                });
-            }
-            Found::Parent => return self.parent_runs(offset, length),
-            Found::Zeros => return hole(length),
-        };
-        if !self.view.is_plain() {
-            return Ok(vec![Run {
-                length,
-                kind: ExtentKind::Data,
-            }]);
-        }
-        let mut runs = Vec::new();
-        let hole = if self.parameters.leave_allocated {
-            ExtentKind::Zero
-        } else {
-            ExtentKind::Hole
-        };
-        let listed = self
-            .file()
-            .extents(at + within, length, &mut |_, length, kind| {
-                let kind = if kind == FileExtent::Hole {
-                    hole
-                } else {
-                    ExtentKind::Data
-                };
-                runs.push(Run { length, kind });
-                true
-            });
-        match listed {
-            Ok(()) => Ok(runs),
-            Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(vec![Run {
-                length,
-                kind: ExtentKind::Data,
-            }]),
-            Err(e) => Err(self.failed("list extents of", length, at + within)(e)),
-        }
-    }
-}
-
-/// A stretch of the disk of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    pub(super) length: u64,
-    pub(super) kind: ExtentKind,
 }

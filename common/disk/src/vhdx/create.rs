@@ -20,6 +20,7 @@ use super::open::open_locked;
 use super::replay::write_zeros;
 use super::{ChildOptions, CreateOptions, Kind};
 use crate::error::DiskError;
+use crate::gate::Guarded;
 use crate::parent::windows_paths;
 use crate::storage::{BlockFile, OpenMode, Storage};
 

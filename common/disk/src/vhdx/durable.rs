@@ -37,7 +37,8 @@ use super::entry::Page;
 use super::journal::{FileLength, Journal};
 use super::layout::{BatEntry, NO_GUID, PAGE, Span, random_guid, to_usize};
 use crate::error::DiskError;
-use crate::flush::{Poison, Sequencer, lock};
+use crate::flush::{Sequencer, lock};
+use crate::poison::Poison;
 
 /// A page that changes through the log. Bitmaps come first: where a batch needs more than one entry, no entry of
 /// the BAT makes a block partially present before its bits are right.

@@ -10,6 +10,7 @@ use super::layout::NO_GUID;
 use super::{Kind, open};
 use crate::error::DiskError;
 use crate::flush::lock;
+use crate::gate::Guarded;
 use crate::image::{Geometry, Identity};
 use crate::parent::ParentLink;
 use crate::storage::{OpenMode, Storage};

@@ -20,13 +20,13 @@ use std::io;
 
 use super::bat::BITMAP_BYTES;
 use super::bitmap::Bits;
-use super::core::{Core, Piece, Run};
+use super::core::{Core, Piece};
 use super::durable::{MetaPage, Pending};
 use super::layout::{BatEntry, Found, Span, to_u64, to_usize};
 use super::replay::write_zeros;
 use crate::error::DiskError;
 use crate::flush::lock;
-use crate::image::ExtentKind;
+use crate::image::{ExtentKind, Run};
 
 /// Runs of the parent that are listed at a time.
 const RUNS_MAX: usize = 1024;
@@ -193,8 +193,8 @@ impl Core {
         let there = parent.geometry().size_bytes.saturating_sub(offset);
         let mut zeros = true;
         if there > 0 {
-            parent.extents(offset, length.min(there), &mut |_, _, kind| {
-                zeros = kind != ExtentKind::Data;
+            parent.extents(offset, length.min(there), &mut |run| {
+                zeros = run.kind != ExtentKind::Data;
                 zeros
             })?;
         }
@@ -326,22 +326,16 @@ impl Core {
         let there = size.saturating_sub(offset).min(length);
         let mut runs = Vec::new();
         if let Some(parent) = self.parent.as_ref().filter(|_| there > 0) {
-            let mut covered = 0;
-            parent.extents(offset, there, &mut |_, length, kind| {
-                runs.push(Run { length, kind });
-                covered += length;
+            parent.extents(offset, there, &mut |run| {
+                runs.push(run.below());
                 runs.len() < RUNS_MAX
             })?;
-            if covered < there {
+            if runs.last().map(Run::end) != Some(offset + there) {
                 return Ok(runs);
             }
         }
         if there < length {
-            let past = length - there;
-            runs.push(Run {
-                length: past,
-                kind: ExtentKind::Hole,
-            });
+            runs.push(Run::here(offset + there, length - there, ExtentKind::Hole));
         }
         Ok(runs)
     }
@@ -351,18 +345,14 @@ impl Core {
         let start = piece.block * self.bat.shape.block_bytes;
         let mut runs = Vec::new();
         for (part, here) in self.parts(piece)? {
-            let length = part.length;
+            let (from, length) = (start + part.offset, part.length);
             if here {
-                runs.push(Run {
-                    length,
-                    kind: ExtentKind::Data,
-                });
+                runs.push(Run::here(from, length, ExtentKind::Data));
                 continue;
             }
-            let parents = self.parent_runs(start + part.offset, length)?;
-            let covered: u64 = parents.iter().map(|run| run.length).sum();
-            runs.extend(parents);
-            if covered < length || runs.len() >= RUNS_MAX {
+            runs.extend(self.parent_runs(from, length)?);
+            let is_covered = runs.last().map(Run::end) == Some(from + length);
+            if !is_covered || runs.len() >= RUNS_MAX {
                 break;
             }
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::vhd::{ChildOptions, CreateOptions, Kind, VhdImage};
-use sitepair_disk::{ErrorKind, ExtentKind, Image, ZeroMode};
+use sitepair_disk::{ErrorKind, ExtentKind, Image, Run, ZeroMode};
 use tempfile::TempDir;
 
 use crate::vhdx::{alone, has_qemu, run, skipped, text, unpack};
@@ -354,7 +354,7 @@ fn images_of_windows_and_others_are_read_as_others_read_them() {
             written_by_us(&vhd, model);
         } else {
             let mut data = 0;
-            let mut count = |_, length, kind| {
+            let mut count = |Run { length, kind, .. }: Run| {
                 data += if kind == ExtentKind::Data { length } else { 0 };
                 true
             };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
-use sitepair_disk::{ExtentKind, Image, ZeroMode};
+use sitepair_disk::{ExtentKind, Image, Run, ZeroMode};
 use tempfile::TempDir;
 
 pub(super) const MIB: u64 = 1 << 20;
@@ -309,7 +309,7 @@ fn a_killed_writers_file_is_recovered_by_us_and_by_qemu_alike() {
         let read_only = open(&vhdx, true);
         assert_eq!(read_only.geometry().size_bytes, 4096 * MIB);
         let mut data = 0;
-        let mut count = |_, length, kind| {
+        let mut count = |Run { length, kind, .. }: Run| {
             data += if kind == ExtentKind::Hole { 0 } else { length };
             true
         };

@@ -10,7 +10,7 @@ use sitepair_disk::parent::{ParentLink, Parents};
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::vhdx::{ChildOptions, CreateOptions, Kind, VhdxImage};
-use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use tempfile::TempDir;
 
 use super::vhdx::{MIB, alone, create, run, scribble, skipped, text, unpack};
@@ -158,17 +158,14 @@ impl Image for Stub {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
-        visit(
-            offset,
-            length,
-            if self.is_hole {
-                ExtentKind::Hole
-            } else {
-                ExtentKind::Data
-            },
-        );
+        let kind = if self.is_hole {
+            ExtentKind::Hole
+        } else {
+            ExtentKind::Data
+        };
+        visit(Run::here(offset, length, kind));
         Ok(())
     }
 
@@ -296,7 +293,7 @@ fn a_checkpoint_of_windows_is_read_sector_by_sector() {
     };
     let image = open_over(&vhdx, &hole, true).0.unwrap();
     let mut data = 0;
-    let mut count = |_, length, kind| {
+    let mut count = |Run { length, kind, .. }: Run| {
         data += if kind == ExtentKind::Hole { 0 } else { length };
         true
     };

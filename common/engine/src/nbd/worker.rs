@@ -277,12 +277,12 @@ impl<'a> Worker<'a> {
         };
         let mut runs = Runs::new(request.length, runs_max);
         let length = u64::from(request.length);
-        let visited =
-            self.connection
-                .image
-                .extents(request.offset, length, &mut |_, length, kind| {
-                    runs.push(length, kind)
-                });
+        let visited = self
+            .connection
+            .image
+            .extents(request.offset, length, &mut |run| {
+                runs.push(run.length, run.kind)
+            });
         let runs = match self.outcome(visited) {
             Ok(()) => runs.into_status(),
             Err(errno) => return self.answer(request, Err(errno)),

@@ -121,11 +121,11 @@ fn reads_what_was_written_above_what_is_below_and_after_opening_anew() {
 fn check_extents(overlay: &Overlay, model: &[u8]) {
     let mut at = 0;
     overlay
-        .extents(0, SIZE, &mut |offset, length, kind| {
-            assert_eq!(offset, at);
-            at += length;
-            let range = usize::try_from(offset).unwrap()..usize::try_from(at).unwrap();
-            assert!(kind == ExtentKind::Data || model[range].iter().all(|b| *b == 0));
+        .extents(0, SIZE, &mut |run| {
+            assert_eq!(run.offset, at);
+            at = run.end();
+            let range = usize::try_from(run.offset).unwrap()..usize::try_from(at).unwrap();
+            assert!(run.kind == ExtentKind::Data || model[range].iter().all(|b| *b == 0));
             true
         })
         .unwrap();

@@ -185,8 +185,8 @@ fn flush_ahead(
 /// Makes a range read as zeros. A new image is all holes: looking costs less than making one anew.
 fn zero(image: &dyn Image, extent: Extent) -> Result<(), DiskError> {
     let mut is_hole = true;
-    image.extents(extent.offset, extent.length, &mut |_, _, kind| {
-        is_hole = kind == ExtentKind::Hole;
+    image.extents(extent.offset, extent.length, &mut |run| {
+        is_hole = run.kind == ExtentKind::Hole;
         is_hole
     })?;
     if is_hole {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 use sitepair_disk::storage::BlockFile;
-use sitepair_disk::{DiskError, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use sitepair_disk::{DiskError, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 use sitepair_model::extent::Extent;
 use sitepair_model::ids::{Cycle, DiskId};
 
@@ -304,20 +304,19 @@ impl Image for View {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         let extent = self.check(offset, length)?;
         let result = self.layers.index.visit(extent, |(piece, bytes): Piece| {
             let mut going = true;
+            let ours = |kind| Run::here(piece.offset, piece.length, kind);
             match bytes {
-                Some(Bytes::Log { .. }) => {
-                    going = visit(piece.offset, piece.length, ExtentKind::Data);
-                }
-                Some(Bytes::Zero) => going = visit(piece.offset, piece.length, ExtentKind::Hole),
+                Some(Bytes::Log { .. }) => going = visit(ours(ExtentKind::Data)),
+                Some(Bytes::Zero) => going = visit(ours(ExtentKind::Hole)),
                 None => self
                     .base
-                    .extents(piece.offset, piece.length, &mut |offset, length, kind| {
-                        going = visit(offset, length, kind);
+                    .extents(piece.offset, piece.length, &mut |run| {
+                        going = visit(run);
                         going
                     })
                     .map_err(Stop::Failed)?,

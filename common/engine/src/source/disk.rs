@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use sitepair_disk::image::Access;
-use sitepair_disk::{DiskError, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use sitepair_disk::{DiskError, Geometry, Identity, Image, Run, ZeroMode};
 use sitepair_model::extent::{BLOCK_BYTES, Extent};
 use sitepair_model::ids::{DiskId, DiskName, UnixMillis};
 use tokio::sync::Notify;
@@ -285,7 +285,7 @@ impl Image for TrackedImage {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.traffic.gate.check()?;
         self.disk.image.extents(offset, length, visit)

@@ -298,9 +298,9 @@ pub(super) fn on_disk(name: &DiskName) -> impl Fn(DiskError) -> SourceError + us
 }
 
 fn mark_allocated(image: &dyn Image, size_bytes: u64, set: &BlockSet) -> Result<(), DiskError> {
-    image.extents(0, size_bytes, &mut |offset, length, kind| {
-        if kind == ExtentKind::Data {
-            let (first, end) = Extent::new(offset, length).blocks();
+    image.extents(0, size_bytes, &mut |run| {
+        if run.kind == ExtentKind::Data {
+            let (first, end) = Extent::new(run.offset, run.length).blocks();
             set.insert_range(first, end);
         }
         true

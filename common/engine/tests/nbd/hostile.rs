@@ -225,7 +225,7 @@ fn a_client_that_panics_the_disk_loses_only_its_connection() {
             &self,
             _: u64,
             _: u64,
-            _: &mut dyn FnMut(u64, u64, sitepair_disk::ExtentKind) -> bool,
+            _: &mut dyn FnMut(sitepair_disk::Run) -> bool,
         ) -> Result<(), sitepair_disk::DiskError> {
             Ok(())
         }

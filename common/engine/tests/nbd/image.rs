@@ -5,7 +5,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
 use sitepair_disk::image::Access;
-use sitepair_disk::{DiskError, ExtentKind, Geometry, Identity, Image, ZeroMode};
+use sitepair_disk::{DiskError, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
 
 /// Unit of allocation of the disk.
 const CLUSTER: usize = 64 << 10;
@@ -153,7 +153,7 @@ impl Image for Memory {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         let _running = self.enter("map")?;
         let map = self.allocated.lock().unwrap();
@@ -165,7 +165,7 @@ impl Image for Memory {
                 true => ExtentKind::Data,
                 false => ExtentKind::Hole,
             };
-            if !visit(at, next - at, kind) {
+            if !visit(Run::here(at, next - at, kind)) {
                 break;
             }
             at = next;

@@ -146,11 +146,11 @@ async fn a_view_is_read_only_and_tells_its_extents() {
 
     let expected = &source.cuts[&4][1];
     let mut at = 512;
-    view.extents(512, SIZES[1] - 512, &mut |offset, length, kind| {
-        assert_eq!(offset, at);
-        at += length;
-        let range = usize::try_from(offset).unwrap()..usize::try_from(at).unwrap();
-        if kind != ExtentKind::Data {
+    view.extents(512, SIZES[1] - 512, &mut |run| {
+        assert_eq!(run.offset, at);
+        at = run.end();
+        let range = usize::try_from(run.offset).unwrap()..usize::try_from(at).unwrap();
+        if run.kind != ExtentKind::Data {
             assert!(expected[range].iter().all(|b| *b == 0));
         }
         true
@@ -158,7 +158,7 @@ async fn a_view_is_read_only_and_tells_its_extents() {
     .unwrap();
     assert_eq!(at, SIZES[1]);
     let mut visits = 0;
-    view.extents(0, SIZES[1], &mut |_, _, _| {
+    view.extents(0, SIZES[1], &mut |_| {
         visits += 1;
         false
     })

@@ -231,8 +231,12 @@ fn huge(folder: &Path) -> Result<()> {
         };
         let open = open_image(&storage, &image, options)?;
         let mut holes = 0;
-        open.extents(0, open.geometry().size_bytes, &mut |_, length, kind| {
-            holes += if kind == ExtentKind::Hole { length } else { 0 };
+        open.extents(0, open.geometry().size_bytes, &mut |run| {
+            holes += if run.kind == ExtentKind::Hole {
+                run.length
+            } else {
+                0
+            };
             true
         })?;
         millis.push(began.elapsed().as_secs_f64() * 1e3);

@@ -11,7 +11,7 @@ use super::metadata::Disk;
 use super::{Span, outline};
 use crate::check::catalogue::vhdx as found;
 use crate::check::facts::{Facts, VhdxFacts};
-use crate::check::parent::{Parent, find, utf16};
+use crate::check::parent::{Parent, find};
 use crate::check::report::{Report, Severity};
 use crate::check::source::{Source, to_usize};
 use crate::error::DiskError;
@@ -145,6 +145,17 @@ fn parse_guid(text: &str) -> Option<Guid> {
     Some(Uuid::try_parse(text.trim()).ok()?.to_bytes_le())
 }
 
+/// UTF-16 that is nothing else, without an end mark that some writers count in.
+fn strict_utf16(bytes: &[u8]) -> Option<String> {
+    let units = bytes.chunks_exact(2).map(|unit| u16_at(unit, 0));
+    let units: Vec<u16> = units.collect();
+    let text = String::from_utf16(&units).ok()?;
+    bytes
+        .len()
+        .is_multiple_of(2)
+        .then(|| text.trim_end_matches('\0').to_owned())
+}
+
 fn parse(bytes: &[u8]) -> Result<BTreeMap<String, String>, String> {
     const HEADER_BYTES: usize = 20;
     const ENTRY_BYTES: usize = 12;
@@ -164,12 +175,12 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<String, String>, String> {
         let text = |at: usize, length: usize| {
             let from = to_usize(u64::from(u32_at(entry, at)));
             let length = usize::from(u16_at(entry, length));
-            let text = bytes
+            bytes
                 .get(from..from + length)
-                .filter(|text| !text.is_empty());
-            text.map(|text| utf16(text, u16::from_le_bytes))
+                .filter(|text| !text.is_empty())
+                .and_then(strict_utf16)
                 .ok_or_else(|| {
-                    format!("expected {length} bytes of text at {from}, inside the item")
+                    format!("expected {length} bytes of UTF-16 at {from}, inside the item")
                 })
         };
         let (key, value) = (text(0, 8)?, text(4, 10)?);

@@ -7,8 +7,10 @@
 use super::content::Content;
 use super::rng::Rng;
 
-/// A disk writes this much in one piece, or not at all.
-pub(super) const SECTOR_BYTES: u64 = 512;
+/// Every disk writes this much in one piece, or not at all.
+const SECTOR_BYTES: u64 = 512;
+/// And most of them this much, as the host's cache hands it to them.
+const PAGE_BYTES: u64 = super::content::PAGE_BYTES;
 
 /// A change that a power loss may undo.
 #[derive(Debug, Clone)]
@@ -52,6 +54,19 @@ impl Change {
             }
             Self::SetLength(length) => content.set_length(*length),
         }
+    }
+
+    /// A write in pieces that reach the disk each on its own: what of it lies in each unit. Other changes are one.
+    fn pieces(&self, unit: u64) -> Option<impl Iterator<Item = (u64, u64)> + use<>> {
+        let Self::Write { offset, data } = self else {
+            return None;
+        };
+        let (mut at, end) = (*offset, offset + data.len() as u64);
+        Some(std::iter::from_fn(move || {
+            let start = at;
+            at = end.min((start / unit + 1) * unit);
+            (start < end).then_some((start, at))
+        }))
     }
 
     /// What of it lies outside `[start, end)`, in order. A length is never outside.
@@ -191,46 +206,64 @@ impl Inode {
                     change.apply(&mut content);
                 }
             }
-            Keep::Some { eighths } => self.keep_some(&mut content, rng, eighths),
+            Keep::Some { eighths, unit } => self.keep_some(&mut content, rng, eighths, unit),
+            Keep::First { unit } => self.keep_first(&mut content, rng, unit),
         }
         content
     }
 
-    /// Each sector has a history of versions since the last sync; the disk holds any one of them.
-    fn keep_some(&self, content: &mut Content, rng: &mut Rng, eighths: u64) {
+    /// Each unit has a history of versions since the last sync; the disk holds any one of them.
+    fn keep_some(&self, content: &mut Content, rng: &mut Rng, eighths: u64, unit: u64) {
         let mut stopped = std::collections::HashSet::new();
         for change in &self.pending {
-            let Change::Write { offset, data } = change else {
+            let Some(pieces) = change.pieces(unit) else {
                 if rng.below(8) < eighths {
                     change.apply(content);
                 }
                 continue;
             };
-            let end = offset + data.len() as u64;
-            let mut at = *offset;
-            while at < end {
-                let sector = at / SECTOR_BYTES;
-                let stop = end.min((sector + 1) * SECTOR_BYTES);
-                if !stopped.contains(&sector) {
+            for (start, end) in pieces {
+                let place = start / unit;
+                if !stopped.contains(&place) {
                     if rng.below(8) < eighths {
-                        change.part(at, stop).apply(content);
+                        change.part(start, end).apply(content);
                     } else {
-                        stopped.insert(sector);
+                        stopped.insert(place);
                     }
                 }
-                at = stop;
             }
             // The length may reach the disk before the data does.
-            if rng.below(8) == 0 {
-                content.length = content.length.max(end);
+            if let Change::Write { offset, data } = change
+                && rng.below(8) == 0
+            {
+                content.length = content.length.max(offset + data.len() as u64);
+            }
+        }
+    }
+
+    /// Changes reach the disk in their order, up to one of which any part does.
+    fn keep_first(&self, content: &mut Content, rng: &mut Rng, unit: u64) {
+        let whole = usize::try_from(rng.below(self.pending.len() as u64 + 1)).expect("an index");
+        for change in &self.pending[..whole] {
+            change.apply(content);
+        }
+        let Some(torn) = self.pending.get(whole) else {
+            return;
+        };
+        for (start, end) in torn.pieces(unit).into_iter().flatten() {
+            if rng.below(2) == 0 {
+                torn.part(start, end).apply(content);
             }
         }
     }
 
     /// A sync failed: the disk has any part of it, and the cache has forgotten the rest.
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
-        let eighths = rng.below(9);
-        self.durable = self.after_power_loss(rng, Keep::Some { eighths });
+        let keep = Keep::Some {
+            eighths: rng.below(9),
+            unit: [SECTOR_BYTES, PAGE_BYTES][usize::from(rng.below(2) == 1)],
+        };
+        self.durable = self.after_power_loss(rng, keep);
         self.current = self.durable.clone();
         self.pending.clear();
         self.poisoned = true;
@@ -242,20 +275,32 @@ impl Inode {
 pub(super) enum Keep {
     Nothing,
     Everything,
-    /// Each sector, hole, length or name with this chance.
+    /// Each unit of so many bytes, hole, length or name with this chance.
     Some {
         eighths: u64,
+        unit: u64,
+    },
+    /// Of each file the first changes, the last of them torn into units of so many bytes.
+    First {
+        unit: u64,
     },
 }
 
 impl Keep {
     /// Seeds 0 and 1 are the extremes, all others something in between.
     pub(super) fn of_seed(seed: u64, rng: &mut Rng) -> Self {
+        let unit = if seed.is_multiple_of(2) {
+            SECTOR_BYTES
+        } else {
+            PAGE_BYTES
+        };
         match seed {
             0 => Self::Nothing,
             1 => Self::Everything,
+            _ if rng.below(4) == 0 => Self::First { unit },
             _ => Self::Some {
                 eighths: 1 + rng.below(7),
+                unit,
             },
         }
     }
@@ -264,7 +309,8 @@ impl Keep {
         match self {
             Self::Nothing => false,
             Self::Everything => true,
-            Self::Some { eighths } => rng.below(8) < eighths,
+            Self::Some { eighths, .. } => rng.below(8) < eighths,
+            Self::First { .. } => rng.below(2) == 0,
         }
     }
 }

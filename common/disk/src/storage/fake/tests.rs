@@ -34,7 +34,7 @@ fn unsynced_writes_may_be_lost_in_any_part() {
     let kept = storage.crash(1).content(path()).unwrap();
     assert_eq!(kept, [[2; 2048], [1; 2048]].concat());
     let mut seen = std::collections::BTreeSet::new();
-    for seed in 2..200 {
+    for seed in 2..400 {
         let content = storage.crash(seed).content(path()).unwrap();
         for sector in content.chunks(512) {
             assert!(
@@ -51,6 +51,67 @@ fn unsynced_writes_may_be_lost_in_any_part() {
         2,
         "the tree itself goes on"
     );
+}
+
+#[test]
+fn odd_seeds_tear_at_pages_and_even_ones_at_sectors() {
+    let storage = FakeStorage::new();
+    let file = storage.open(path(), OpenMode::CreateNew).unwrap();
+    file.write_at(&[1; 4 * 4096], 0).unwrap();
+    file.sync().unwrap();
+    storage.sync_dir(Path::new("/")).unwrap();
+    // Not on pages, so that the first and the last are written in part.
+    file.write_at(&[2; 2 * 4096], 1024).unwrap();
+    let mut seen = [0; 2].map(|_| std::collections::BTreeSet::new());
+    for seed in 2..600_u64 {
+        let content = storage.crash(seed).content(path()).unwrap();
+        let odd = seed % 2 == 1;
+        for (number, page) in content.chunks(4096).enumerate() {
+            let ours = match number {
+                0 => &page[1024..],
+                2 => &page[..1024],
+                _ => page,
+            };
+            let whole = ours.iter().all(|byte| *byte == ours[0]);
+            assert!(whole || !odd, "seed {seed}: page {number} is torn");
+        }
+        seen[usize::from(odd)].insert(content);
+    }
+    assert_eq!(seen[1].len(), 8, "every subset of three pages");
+    assert!(seen[0].len() > 200, "{} of the sectors'", seen[0].len());
+}
+
+/// A page in the host's cache has all that was written to it before, or the disk has an older page.
+#[test]
+fn a_page_never_has_a_later_write_without_an_earlier_one() {
+    let (storage, file) = with_file();
+    file.write_at(&[2; 512], 0).unwrap();
+    file.write_at(&[3; 512], 512).unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in (3..200).step_by(2) {
+        let content = storage.crash(seed).content(path()).unwrap();
+        seen.insert((content[0], content[512]));
+    }
+    assert_eq!(seen, [(1, 1), (2, 1), (2, 3)].into());
+}
+
+#[test]
+fn some_seeds_keep_the_first_changes_in_their_order() {
+    let (storage, file) = with_file();
+    for number in 0..20_u8 {
+        file.write_at(&[number + 2; 512], u64::from(number) * 512 + 4096)
+            .unwrap();
+    }
+    let prefixes = (2..400)
+        .map(|seed| storage.crash(seed).content(path()).unwrap())
+        .filter(|content| {
+            let written = &content[4096..];
+            (0_u8..)
+                .zip(written.chunks(512))
+                .all(|(number, sector)| sector == [number + 2; 512])
+        });
+    let lengths: std::collections::BTreeSet<usize> = prefixes.map(|c| c.len()).collect();
+    assert!(lengths.len() > 15, "{lengths:?}");
 }
 
 #[test]

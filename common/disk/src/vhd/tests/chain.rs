@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::{ChildOptions, CreateOptions, Kind, VhdImage};
-use super::random::{PARENT, make, stamped, stamps};
+use super::random::{PARENT, make};
 use super::{MIB, create, open, open_chain, options, path};
 use crate::error::ErrorKind;
-use crate::image::Image;
+use crate::image::{ExtentKind, Image, Run};
 use crate::storage::Storage;
 use crate::storage::fake::FakeStorage;
+use crate::tests::{stamped, stamps};
 
 const SECTORS: u64 = 8192;
 
@@ -44,27 +45,85 @@ fn a_child_shows_its_parent_until_it_is_written() {
     assert_eq!(stamps(&image, 2198, 4), [0, 0, 7, 7]);
 }
 
-#[test]
-fn chains_of_three_show_the_nearest() {
-    let (storage, image) = child();
-    image.write_at(&stamped(9, 10), 0, false).unwrap();
+/// A disk over `child`, as it is.
+fn grandchild(storage: &FakeStorage, image: VhdImage) -> VhdImage {
     image.close().unwrap();
     drop(image);
     let chain = [path(), Path::new(PARENT)];
-    let middle = Arc::new(open_chain(&storage, &chain, true).unwrap());
-    let top = Path::new("/top.vhd");
-    let shared = Arc::new(storage.clone());
+    let middle = Arc::new(open_chain(storage, &chain, true).unwrap());
     let over = ChildOptions {
         parent_path: path().to_owned(),
         block_bytes: 2 << 20,
     };
-    let image = VhdImage::create_child(shared, top, &middle, &over).unwrap();
+    let shared = Arc::new(storage.clone());
+    VhdImage::create_child(shared, Path::new("/top.vhd"), &middle, &over).unwrap()
+}
+
+#[test]
+fn chains_of_three_show_the_nearest() {
+    let (storage, image) = child();
+    image.write_at(&stamped(9, 10), 0, false).unwrap();
+    let image = grandchild(&storage, image);
     image.write_at(&stamped(11, 5), 0, false).unwrap();
     let found = stamps(&image, 0, 101);
     assert_eq!(found[..5], [11; 5]);
     assert_eq!(found[5..10], [9; 5]);
     assert_eq!(found[10..100], [7; 90]);
     assert_eq!(found[100], 0);
+}
+
+#[test]
+fn extents_tell_which_file_of_a_chain_has_what() {
+    let (storage, image) = child();
+    // Blocks of 512 KiB: the first has sectors of the child, the second is the child's zeros.
+    image.write_at(&stamped(9, 8), 16 * 512, false).unwrap();
+    image.discard(MIB / 2, MIB / 2).unwrap();
+    let image = grandchild(&storage, image);
+    image.write_at(&stamped(11, 8), 0, false).unwrap();
+    let told = levels(&image, 0, MIB);
+    let sector = |offset: u64| offset / 512;
+    assert_eq!((told[0].level, told[0].kind), (0, ExtentKind::Data));
+    assert_eq!((sector(told[0].offset), sector(told[0].length)), (0, 8));
+    let of_child = Run {
+        offset: 16 * 512,
+        length: 8 * 512,
+        kind: ExtentKind::Data,
+        level: 1,
+    };
+    assert!(told.contains(&of_child), "{told:?}");
+    let at = |offset: u64| *told.iter().find(|run| offset < run.end()).unwrap();
+    assert_eq!(
+        (at(8 * 512).level, at(8 * 512).kind),
+        (2, ExtentKind::Data),
+        "the base's, between both"
+    );
+    assert_eq!(
+        (at(40 * 512).level, at(40 * 512).kind),
+        (2, ExtentKind::Data)
+    );
+    let hidden = at(MIB / 2);
+    assert_eq!((hidden.level, hidden.kind), (1, ExtentKind::Hole));
+    assert_eq!(hidden.end(), MIB, "runs of a kind at a level are one");
+    // No file has anything at the end: the last of them says so.
+    let rest = levels(&image, SECTORS / 2 * 512, SECTORS / 2 * 512);
+    let wanted = Run {
+        offset: SECTORS / 2 * 512,
+        length: SECTORS / 2 * 512,
+        kind: ExtentKind::Hole,
+        level: 2,
+    };
+    assert_eq!(rest, [wanted]);
+}
+
+fn levels(image: &VhdImage, offset: u64, length: u64) -> Vec<Run> {
+    let mut told = Vec::new();
+    image
+        .extents(offset, length, &mut |run| {
+            told.push(run);
+            true
+        })
+        .unwrap();
+    told
 }
 
 #[test]

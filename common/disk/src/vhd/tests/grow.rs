@@ -1,10 +1,11 @@
 //! Disks that grow, and crash while they do.
 
 use super::super::{CreateOptions, Kind};
-use super::{MIB, create, open, options, read};
+use super::{MIB, create, open, options};
 use crate::error::ErrorKind;
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
+use crate::tests::read;
 
 #[test]
 fn a_disk_grows_while_open_and_stays_grown() {

@@ -1,99 +1,19 @@
 //! Power losses at any moment: every sector is old or new, flushed ones are new, and the file opens.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::super::create::LOG;
 use super::super::layout::MIB;
 use super::super::{CreateOptions, Kind, VhdxImage};
-use super::random::{stamped, stamps};
-use super::{Random, open, path};
+use super::{open, path};
 use crate::check::{CheckOptions, Severity, check};
-use crate::error::DiskError;
-use crate::image::{Image, ZeroMode};
+use crate::image::Image;
 use crate::storage::fake::FakeStorage;
+use crate::tests::crash::{Model, step};
+use crate::tests::{Random, rounds, stamped, stamps};
 
 const SECTORS: u64 = 12 * MIB / 512 + 8;
-
-/// What each sector may hold after a power loss now.
-struct Model {
-    allowed: Vec<BTreeSet<u64>>,
-    last: Vec<u64>,
-}
-
-impl Model {
-    fn new() -> Self {
-        let sectors = usize::try_from(SECTORS).unwrap();
-        Self {
-            allowed: vec![BTreeSet::from([0]); sectors],
-            last: vec![0; sectors],
-        }
-    }
-
-    fn change(&mut self, from: u64, count: u64, stamp: u64) {
-        for sector in from..from + count {
-            let sector = usize::try_from(sector).unwrap();
-            self.allowed[sector].insert(stamp);
-            self.last[sector] = stamp;
-        }
-    }
-
-    fn durable(&mut self, from: u64, count: u64) {
-        for sector in from..from + count {
-            let sector = usize::try_from(sector).unwrap();
-            self.allowed[sector] = BTreeSet::from([self.last[sector]]);
-        }
-    }
-
-    fn check(&self, image: &VhdxImage, what: &str) {
-        for (sector, stamp) in stamps(image, 0, SECTORS).into_iter().enumerate() {
-            let allowed = &self.allowed[sector];
-            assert!(
-                allowed.contains(&stamp),
-                "{what}: sector {sector} is {stamp}, not of {allowed:?}"
-            );
-        }
-    }
-}
-
-/// One random operation. The model is told before of what may, and after of what must be there.
-fn step(
-    image: &VhdxImage,
-    model: &mut Model,
-    random: &mut Random,
-    stamp: u64,
-) -> Result<(), DiskError> {
-    let block = MIB / 512;
-    let from = random.below(SECTORS);
-    let count = (1 + random.below(300)).min(SECTORS - from);
-    match random.below(12) {
-        0..=5 => {
-            let fua = random.below(4) == 0;
-            model.change(from, count, stamp);
-            image.write_at(&stamped(stamp, count), from * 512, fua)?;
-            if fua {
-                model.durable(from, count);
-            }
-        }
-        6 | 7 => {
-            let from = from / block * block;
-            let count = (block * (1 + random.below(3))).min(SECTORS - from);
-            model.change(from, count, 0);
-            image.discard(from * 512, count * 512)?;
-        }
-        8 => {
-            let modes = [ZeroMode::MayUnmap, ZeroMode::KeepAllocated];
-            let mode = modes[usize::try_from(random.below(2)).unwrap()];
-            model.change(from, count, 0);
-            image.write_zeroes(from * 512, count * 512, mode, false)?;
-        }
-        _ => {
-            image.flush()?;
-            model.durable(0, SECTORS);
-        }
-    }
-    Ok(())
-}
+const BLOCK_SECTORS: u64 = MIB / 512;
 
 /// The checker, which shares no logic with us, finds nothing but what a power loss may leave.
 fn assert_sound(storage: &FakeStorage, what: &str) {
@@ -143,7 +63,7 @@ fn verify(storage: &FakeStorage, model: &Model, seed: u64, what: &str) {
 
 /// Flushes changes that cancel out until the log has room for at most `pages` more pages before it starts a lap.
 fn leave_room(image: &VhdxImage, pages: u64) {
-    while image.with(|core| Ok(core.log_room())).unwrap() > pages {
+    while image.gate.with(|core| Ok(core.log_room())).unwrap() > pages {
         image.write_at(&[0; 4096], 0, true).unwrap();
         image.discard(0, MIB).unwrap();
         image.flush().unwrap();
@@ -164,13 +84,13 @@ fn run(seed: u64, kind: Kind, room: u64) {
     };
     let image = VhdxImage::create(Arc::new(storage.clone()), path(), &options).unwrap();
     let mut random = Random(seed);
-    let mut model = Model::new();
+    let mut model = Model::new(vec![0; usize::try_from(SECTORS).unwrap()]);
     leave_room(&image, room);
     storage.die_after(storage.operation_count() + random.below(300));
     let mut stamp = 0;
     loop {
         stamp += 1;
-        if step(&image, &mut model, &mut random, stamp).is_err() || stamp == 120 {
+        if step(&image, &mut model, &mut random, BLOCK_SECTORS, stamp).is_err() || stamp == 120 {
             break;
         }
         if random.below(40) == 0 {
@@ -186,7 +106,7 @@ fn run(seed: u64, kind: Kind, room: u64) {
         // A close that dies somewhere on its way.
         storage.die_after(storage.operation_count() + random.below(12));
         if image.close().is_ok() {
-            model.durable(0, SECTORS);
+            model.all_durable();
         }
     }
     drop(image);
@@ -202,17 +122,18 @@ fn run(seed: u64, kind: Kind, room: u64) {
 
 #[test]
 fn after_a_power_loss_every_sector_is_old_or_new() {
-    for seed in 0..30 {
+    for seed in 0..rounds(20, 100) {
         run(seed, Kind::Dynamic, u64::MAX);
     }
-    for seed in 100..106 {
+    for seed in 100..100 + rounds(2, 12) {
         run(seed, Kind::Fixed, u64::MAX);
     }
 }
 
 #[test]
 fn a_power_loss_while_the_log_starts_a_lap_is_like_any_other() {
-    for seed in 0..24 {
+    // Each room is another place in the log where the lap starts.
+    for seed in (0..24).step_by(usize::try_from(rounds(3, 1)).unwrap()) {
         run(seed, Kind::Dynamic, 8 + seed);
     }
 }
@@ -259,7 +180,9 @@ fn reused_space_never_shows_its_former_content() {
 
 #[test]
 fn an_entry_names_the_one_before_while_its_pages_are_not_durable() {
-    for (count, entries) in (0..8).flat_map(|count| (0..6).map(move |n| (count, n))) {
+    let step = usize::try_from(rounds(5, 1)).unwrap();
+    let turns = (0..8).flat_map(|count| (0..6).step_by(step).map(move |n| (count, n)));
+    for (count, entries) in turns {
         let (storage, image) = fresh(1200 * MIB);
         if entries > 0 {
             leave_room(&image, 12);
@@ -291,7 +214,7 @@ fn a_kill_between_the_entries_of_a_flush_loses_no_note() {
     const PAGE_BLOCKS: u64 = 512;
     let build = || {
         let (storage, image) = fresh((1 << 20) * 150 * 1024);
-        let pages = 2 * image.with(|core| Ok(core.pages_per_entry())).unwrap() as u64 + 2;
+        let pages = 2 * image.gate.with(|core| Ok(core.pages_per_entry())).unwrap() as u64 + 2;
         for page in 0..pages {
             let offset = page * PAGE_BLOCKS * MIB;
             image.write_at(&stamped(1, 1), offset, false).unwrap();

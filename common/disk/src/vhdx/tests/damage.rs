@@ -9,6 +9,7 @@ use super::{create, open, options, path};
 use crate::error::{DiskError, ErrorKind};
 use crate::image::Image;
 use crate::storage::fake::FakeStorage;
+use crate::tests::{Random, rounds};
 
 const BAT: u64 = create::BAT_OFFSET;
 const METADATA: u64 = create::METADATA.offset;
@@ -268,8 +269,8 @@ fn random_damage_never_panics() {
     let dirty = dirty.crash(0);
     drop(image);
     let dirty_bytes = dirty.content(path()).unwrap();
-    let mut random = super::Random(4);
-    for turn in 0..300 {
+    let mut random = Random(4);
+    for turn in 0..rounds(100, 1000) {
         let (storage, bytes) = if turn % 2 == 0 {
             (&storage, &bytes)
         } else {

@@ -1,28 +1,15 @@
-//! Differencing disks: chains against a model, power losses and kills, damage, refusals.
+//! Differencing disks: chains against a model, what is here and what is the parent's, bitmaps.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::super::layout::{MIB, PAGE};
-use super::super::{CreateOptions, Kind, VhdxImage};
-use super::over::{child, level, open_chain, open_vhdx};
-use super::random::{check, reload, stamped, stamps};
-use super::{Random, extents, options, read};
-use crate::error::ErrorKind;
+use super::super::{CreateOptions, VhdxImage};
+use super::options;
+use super::over::{base, child, level, open_chain, open_vhdx};
 use crate::image::{Access, ExtentKind, Image, ZeroMode};
-use crate::storage::Storage;
 use crate::storage::fake::FakeStorage;
-
-/// A closed base of `size_bytes` with blocks of 1 MiB. Its sectors from `from` on, `count` of them, hold 1000.
-fn base(storage: &FakeStorage, size_bytes: u64, from: u64, count: u64) {
-    let wanted = options(size_bytes, 1);
-    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
-    image
-        .write_at(&stamped(1000, count), from * 512, false)
-        .unwrap();
-    image.close().unwrap();
-}
+use crate::tests::{Random, change, check, extents, reload, rounds, stamped, stamps};
 
 /// State of the BAT entry at `index` of a file.
 fn state(storage: &FakeStorage, path: &Path, index: u64) -> u64 {
@@ -33,39 +20,12 @@ fn state(storage: &FakeStorage, path: &Path, index: u64) -> u64 {
 
 /// Random operations on `image` and on the model of its sectors.
 fn scribble(image: &VhdxImage, model: &mut [u64], random: &mut Random, stamps_from: u64) {
-    let sectors = u64::try_from(model.len()).unwrap();
-    let block = u64::from(image.geometry().block_bytes) / 512;
-    for stamp in stamps_from..stamps_from + 60 {
-        let from = random.below(sectors);
-        let mut start = from;
-        let mut count = 1 + random.below(400).min(sectors - from - 1);
-        let choice = random.below(16);
-        if choice >= 12 {
-            start = from / block * block;
-            count = (block * (1 + random.below(2))).min(sectors - start);
-        }
-        let range = usize::try_from(start).unwrap()..usize::try_from(start + count).unwrap();
-        let fua = random.below(16) == 0;
-        match choice {
-            0..=8 | 15 => {
-                image
-                    .write_at(&stamped(stamp, count), start * 512, fua)
-                    .unwrap();
-                model[range].fill(stamp);
-            }
-            9..=13 => {
-                let modes = [
-                    ZeroMode::MayUnmap,
-                    ZeroMode::FastOnly,
-                    ZeroMode::KeepAllocated,
-                ];
-                let mode = modes[usize::try_from(random.below(3)).unwrap()];
-                image
-                    .write_zeroes(start * 512, count * 512, mode, fua)
-                    .unwrap();
-                model[range].fill(0);
-            }
-            _ => image.flush().unwrap(),
+    let block_sectors = u64::from(image.geometry().block_bytes) / 512;
+    for stamp in stamps_from..stamps_from + rounds(30, 60) {
+        if random.below(16) == 0 {
+            image.flush().unwrap();
+        } else {
+            change(image, model, random, block_sectors, stamp);
         }
     }
 }
@@ -160,12 +120,16 @@ fn a_sector_is_here_or_the_parents() {
     assert_eq!(
         extents(&image),
         [
-            (0, 2 * MIB, ExtentKind::Data),
+            (0, 512, ExtentKind::Data),
+            (512, 1024, ExtentKind::Data),
+            (1536, 2 * MIB - 1536, ExtentKind::Data),
             (2 * MIB, MIB, ExtentKind::Hole),
-            (3 * MIB, MIB, ExtentKind::Data),
+            (3 * MIB, 4096, ExtentKind::Data),
+            (3 * MIB + 4096, MIB - 4096, ExtentKind::Data),
             (4 * MIB, MIB, ExtentKind::Hole),
             (5 * MIB, 4096, ExtentKind::Data),
-            (5 * MIB + 4096, 3 * MIB - 4096, ExtentKind::Hole),
+            (5 * MIB + 4096, MIB - 4096, ExtentKind::Hole),
+            (6 * MIB, 2 * MIB, ExtentKind::Hole),
         ]
     );
     image.write_at(&stamped(7, 2044), 1536, false).unwrap();
@@ -185,6 +149,42 @@ fn a_sector_is_here_or_the_parents() {
     assert_eq!(stamps(&image, 2046, 3), [7, 8, 1000]);
     image.close().unwrap();
     assert_eq!(state(&storage, &level(1), 0), 6);
+}
+
+#[test]
+fn extents_tell_which_file_of_a_chain_has_what() {
+    let storage = FakeStorage::new();
+    base(&storage, 4 * MIB, 0, 3 * 2048);
+    let image = child(&storage, &level(1), &level(0), 1).unwrap();
+    image.write_at(&stamped(5, 8), 16 * 512, false).unwrap();
+    image.discard(MIB, MIB).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let image = child(&storage, &level(2), &level(1), 2).unwrap();
+    // Past its parents' end it is alone.
+    image.resize(6 * MIB).unwrap();
+    image.write_at(&stamped(6, 8), 0, false).unwrap();
+    let mut told = Vec::new();
+    image
+        .extents(0, 6 * MIB, &mut |run| {
+            told.push((run.offset, run.length, run.kind, run.level));
+            true
+        })
+        .unwrap();
+    use ExtentKind::{Data, Hole};
+    assert_eq!(
+        told,
+        [
+            (0, 4096, Data, 0),
+            (4096, 4096, Data, 2),
+            (8192, 4096, Data, 1),
+            (12288, MIB - 12288, Data, 2),
+            (MIB, MIB, Hole, 1),
+            (2 * MIB, MIB, Data, 2),
+            (3 * MIB, MIB, Hole, 2),
+            (4 * MIB, 2 * MIB, Hole, 0),
+        ]
+    );
 }
 
 #[test]
@@ -232,159 +232,6 @@ fn overwriting_what_is_here_needs_no_change_of_metadata() {
     image.write_at(&stamped(3, 8), 2 * MIB, false).unwrap();
     image.flush().unwrap();
     assert_eq!(syncs(), before + 3);
-}
-
-/// What each sector may be after a power loss, or must be after a kill.
-struct Model {
-    allowed: Vec<BTreeSet<u64>>,
-    last: Vec<u64>,
-}
-
-impl Model {
-    fn change(&mut self, from: u64, count: u64, stamp: u64) {
-        for sector in usize::try_from(from).unwrap()..usize::try_from(from + count).unwrap() {
-            self.allowed[sector].insert(stamp);
-            self.last[sector] = stamp;
-        }
-    }
-
-    fn durable(&mut self) {
-        for (allowed, last) in self.allowed.iter_mut().zip(&self.last) {
-            *allowed = BTreeSet::from([*last]);
-        }
-    }
-
-    fn check(&self, storage: &FakeStorage, what: &str) {
-        let image = open_chain(storage, &level(1), true).unwrap_or_else(|e| panic!("{what}: {e}"));
-        for (sector, stamp) in stamps(&*image, 0, SECTORS).into_iter().enumerate() {
-            let allowed = &self.allowed[sector];
-            assert!(
-                allowed.contains(&stamp),
-                "{what}: sector {sector} is {stamp}, not of {allowed:?}"
-            );
-        }
-    }
-}
-
-const SECTORS: u64 = 6 * MIB / 512;
-
-fn run_crash(seed: u64) {
-    let what = format!("seed {seed}");
-    let storage = FakeStorage::new();
-    // Blocks over data, over zeros, and over both.
-    base(&storage, SECTORS * 512, 0, 3 * 2048 + 500);
-    let image = child(&storage, &level(1), &level(0), 1).unwrap();
-    let mut random = Random(seed);
-    let mut last = vec![0; usize::try_from(SECTORS).unwrap()];
-    last[..3 * 2048 + 500].fill(1000);
-    let mut model = Model {
-        allowed: last.iter().map(|stamp| BTreeSet::from([*stamp])).collect(),
-        last,
-    };
-    storage.die_after(storage.operation_count() + random.below(160));
-    for stamp in 1..60 {
-        let from = random.below(SECTORS);
-        let count = (1 + random.below(300)).min(SECTORS - from);
-        let done = match random.below(10) {
-            0..=5 => {
-                model.change(from, count, stamp);
-                let fua = random.below(8) == 0;
-                image.write_at(&stamped(stamp, count), from * 512, fua)
-            }
-            6 => {
-                let from = from / 2048 * 2048;
-                model.change(from, 2048, 0);
-                image.discard(from * 512, MIB)
-            }
-            7 => {
-                model.change(from, count, 0);
-                image.write_zeroes(from * 512, count * 512, ZeroMode::MayUnmap, false)
-            }
-            _ => image.flush().map(|()| model.durable()),
-        };
-        if done.is_err() {
-            break;
-        }
-        if random.below(20) == 0 {
-            model.check(
-                &storage.crash(random.next() % 1000),
-                &format!("{what}, step {stamp}"),
-            );
-        }
-        if random.below(20) == 0 {
-            // All that was answered is there after a kill.
-            let after = open_chain(&storage.after_kill(), &level(1), true).unwrap();
-            assert!(
-                stamps(&*after, 0, SECTORS) == model.last,
-                "{what}, step {stamp}, kill"
-            );
-        }
-    }
-    assert!(storage.is_dead() || image.flush().is_ok());
-    drop(image);
-    for crash in [0, 1, 2, 3 + seed, 1000 + seed] {
-        let after = storage.crash(crash);
-        model.check(&after, &format!("{what}, crash {crash}"));
-        // Recovery, cut short by another power loss.
-        after.die_after(after.operation_count() + seed % 9);
-        drop(open_vhdx(&after, &level(1), false));
-        let again = after.crash(seed / 2);
-        model.check(&again, &format!("{what}, crash {crash}, again"));
-        let image = open_vhdx(&again, &level(1), false).unwrap();
-        image.write_at(&stamped(9999, 8), 0, true).unwrap();
-        image.close().unwrap();
-        let image = open_chain(&again, &level(1), true).unwrap();
-        assert_eq!(stamps(&*image, 0, 8), [9999; 8]);
-    }
-}
-
-#[test]
-fn after_a_power_loss_a_sector_is_old_or_new_and_after_a_kill_new() {
-    for seed in 0..24 {
-        run_crash(seed);
-    }
-}
-
-/// The worst order: of all that was not synced, the log survives and nothing else.
-#[test]
-fn a_bit_never_outlives_the_bytes_that_it_stands_for() {
-    for count in 0..12 {
-        let storage = FakeStorage::new();
-        base(&storage, 8 * MIB, 0, 8 * 2048);
-        let image = child(&storage, &level(1), &level(0), 1).unwrap();
-        image.write_at(&stamped(1, 8), 0, true).unwrap();
-        storage.die_after(storage.operation_count() + count);
-        let mut answered = 0;
-        for (from, stamp) in [(64, 2), (5 * 2048, 3), (128, 4)] {
-            if image
-                .write_at(&stamped(stamp, 8), from * 512, false)
-                .is_ok()
-            {
-                answered += 1;
-            }
-        }
-        let after = storage.crash(0);
-        let log = super::super::create::LOG;
-        let range = usize::try_from(log.offset).unwrap()..usize::try_from(log.end()).unwrap();
-        let written = storage.after_kill().content(&level(1)).unwrap();
-        after
-            .overwrite(&level(1), log.offset, &written[range])
-            .unwrap();
-        let found = open_chain(&after, &level(1), true).unwrap();
-        assert_eq!(stamps(&*found, 0, 8), [1; 8]);
-        for (turn, (from, stamp)) in [(64, 2), (5 * 2048, 3), (128, 4)].into_iter().enumerate() {
-            for found in stamps(&*found, from, 8) {
-                assert!(
-                    found == stamp || found == 1000,
-                    "{count}: {found} at {from}"
-                );
-            }
-            if turn < answered {
-                let killed = open_chain(&storage.after_kill(), &level(1), true).unwrap();
-                assert_eq!(stamps(&*killed, from, 8), [stamp; 8], "{count}");
-            }
-        }
-    }
 }
 
 #[test]
@@ -443,127 +290,11 @@ fn bitmaps_in_memory_are_bounded() {
         }
     }
     let loaded = image
+        .gate
         .with(|core| Ok(core.bitmaps.pages_in_memory()))
         .unwrap();
     assert!(loaded <= 2048, "{loaded}");
     for page in (0..2200_u64).step_by(7) {
         assert_eq!(stamps(&image, page * PAGE * 8, 1), [page + 1]);
     }
-}
-
-#[test]
-fn a_parent_must_be_the_one_that_was_meant_and_unchanged() {
-    let storage = FakeStorage::new();
-    base(&storage, 4 * MIB, 0, 2048);
-    child(&storage, &level(1), &level(0), 2)
-        .unwrap()
-        .close()
-        .unwrap();
-    let refusal = |read_only| {
-        let refusal = open_chain(&storage, &level(1), read_only).err().unwrap();
-        assert_eq!(refusal.kind(), ErrorKind::Parent, "{refusal}");
-        refusal.to_string()
-    };
-    drop(open_chain(&storage, &level(1), true).unwrap());
-    // Nobody may write to a parent in use.
-    let held = open_chain(&storage, &level(1), false).unwrap();
-    let locked = open_chain(&storage, &level(0), false).err().unwrap();
-    assert_eq!(locked.kind(), ErrorKind::Locked);
-    drop(held);
-    let before = storage.content(&level(1)).unwrap();
-    storage.rename(&level(0), Path::new("/moved.vhdx")).unwrap();
-    assert!(refusal(false).contains("missing"));
-    storage.rename(Path::new("/moved.vhdx"), &level(0)).unwrap();
-    drop(open_chain(&storage, &level(1), true).unwrap());
-    // Opened for writing and closed it is still the same; written to it is not.
-    open_chain(&storage, &level(0), false)
-        .unwrap()
-        .close()
-        .unwrap();
-    drop(open_chain(&storage, &level(1), true).unwrap());
-    let image = open_chain(&storage, &level(0), false).unwrap();
-    image.write_at(&[1; 512], 0, false).unwrap();
-    image.close().unwrap();
-    assert!(refusal(false).contains("changed"));
-    assert!(refusal(true).contains("changed"));
-    assert!(
-        storage.content(&level(1)).unwrap() == before,
-        "a refused file is not changed"
-    );
-    // Alone it is not opened at all.
-    let alone = VhdxImage::open(Arc::new(storage.clone()), &level(1), true)
-        .err()
-        .unwrap();
-    assert!(alone.to_string().contains("must be named"), "{alone}");
-    // No child of a parent that may still change.
-    let parent = Arc::new(open_vhdx(&storage, &level(0), false).unwrap());
-    let wanted = super::super::ChildOptions {
-        parent_path: level(0),
-        block_bytes: 1 << 20,
-    };
-    let refused = VhdxImage::create_child(Arc::new(storage.clone()), &level(2), &parent, &wanted);
-    assert_eq!(refused.err().unwrap().kind(), ErrorKind::Invalid);
-}
-
-#[test]
-fn a_file_that_is_its_own_parent_is_refused() {
-    let storage = FakeStorage::new();
-    base(&storage, 4 * MIB, 0, 8);
-    child(&storage, &level(1), &level(0), 2)
-        .unwrap()
-        .close()
-        .unwrap();
-    let content = storage.content(&level(1)).unwrap();
-    storage.overwrite(&level(0), 0, &content).unwrap();
-    // Now both are the child, and name level 0.
-    let refusal = open_chain(&storage, &level(1), true)
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(refusal.contains("its own parent"), "{refusal}");
-}
-
-#[test]
-fn replay_of_a_child_keeps_its_id_for_grandchildren() {
-    let storage = FakeStorage::new();
-    base(&storage, 4 * MIB, 0, 2048);
-    let image = child(&storage, &level(1), &level(0), 2).unwrap();
-    image.write_at(&stamped(7, 8), 0, true).unwrap();
-    drop(image);
-    let after = storage.crash(0);
-    let image = child(&after, &level(2), &level(1), 1).unwrap();
-    assert_eq!(stamps(&image, 0, 9), [7, 7, 7, 7, 7, 7, 7, 7, 1000]);
-    image.close().unwrap();
-    // The middle is replayed in the file only now.
-    open_vhdx(&after, &level(1), false)
-        .unwrap()
-        .close()
-        .unwrap();
-    let image = open_chain(&after, &level(2), true).unwrap();
-    assert_eq!(stamps(&*image, 0, 9), [7, 7, 7, 7, 7, 7, 7, 7, 1000]);
-}
-
-#[test]
-fn a_fixed_parent_is_a_parent_too_and_the_disk_is_the_same_disk() {
-    let storage = FakeStorage::new();
-    let wanted = CreateOptions {
-        kind: Kind::Fixed,
-        disk_id: Some([3; 16]),
-        ..options(4 * MIB, 1)
-    };
-    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
-    image.write_at(&[5; 4096], MIB, false).unwrap();
-    image.close().unwrap();
-    let image = child(&storage, &level(1), &level(0), 2).unwrap();
-    assert_eq!(read(&image, MIB, 4096), [5; 4096]);
-    assert_eq!(
-        image.with(|core| Ok(core.parameters.disk_id)).unwrap(),
-        [3; 16]
-    );
-    assert_eq!(image.kind(), Kind::Dynamic);
-    let link = image.parent_link().unwrap().unwrap();
-    assert_eq!(
-        link.paths,
-        ["./level0.vhdx", "/level0.vhdx"].map(std::path::PathBuf::from)
-    );
 }

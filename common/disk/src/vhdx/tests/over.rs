@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::super::{ChildOptions, VhdxImage};
+use super::options;
 use crate::error::DiskError;
 use crate::image::Image;
 use crate::open::{Format, OpenOptions, open_image};
 use crate::parent::Parents;
 use crate::storage::fake::FakeStorage;
+use crate::tests::stamped;
 
 /// The files of chains; 0 is the base.
 pub(super) fn level(number: usize) -> PathBuf {
@@ -54,4 +56,14 @@ pub(super) fn child(
     };
     let parent = Arc::new(open_vhdx(storage, parent, true)?);
     VhdxImage::create_child(Arc::new(storage.clone()), path, &parent, &options)
+}
+
+/// A closed base of `size_bytes` with blocks of 1 MiB. Its sectors from `from` on, `count` of them, hold 1000.
+pub(super) fn base(storage: &FakeStorage, size_bytes: u64, from: u64, count: u64) {
+    let wanted = options(size_bytes, 1);
+    let image = VhdxImage::create(Arc::new(storage.clone()), &level(0), &wanted).unwrap();
+    image
+        .write_at(&stamped(1000, count), from * 512, false)
+        .unwrap();
+    image.close().unwrap();
 }

@@ -4,66 +4,10 @@ use std::sync::Arc;
 
 use super::super::layout::MIB;
 use super::super::{CreateOptions, Kind, VhdxImage};
-use super::{Random, open, path};
-use crate::image::{ExtentKind, Image, ZeroMode};
+use super::{open, path};
+use crate::image::Image;
 use crate::storage::fake::FakeStorage;
-
-/// Each sector of 512 bytes is filled with one number; 0 is zeros.
-pub(super) fn stamped(stamp: u64, sectors: u64) -> Vec<u8> {
-    stamp
-        .to_le_bytes()
-        .repeat(usize::try_from(sectors * 64).unwrap())
-}
-
-/// The numbers of the sectors of `[from, from + count)`. Panics if a sector is torn.
-pub(super) fn stamps(image: &dyn Image, from: u64, count: u64) -> Vec<u64> {
-    let mut buf = vec![0; usize::try_from(count * 512).unwrap()];
-    image.read_at(&mut buf, from * 512).unwrap();
-    buf.chunks_exact(512)
-        .map(|sector| {
-            assert!(sector[..504] == sector[8..], "a sector holds two writes");
-            u64::from_le_bytes(sector[..8].try_into().unwrap())
-        })
-        .collect()
-}
-
-pub(super) fn check(image: &dyn Image, model: &[u64], what: &str) {
-    let mut at = 0;
-    for expected in model.chunks(8192) {
-        let count = u64::try_from(expected.len()).unwrap();
-        assert!(
-            stamps(image, at, count) == expected,
-            "{what}: content from sector {at} on"
-        );
-        at += count;
-    }
-    let mut covered = 0;
-    let size = image.geometry().size_bytes;
-    image
-        .extents(0, size, &mut |offset, length, kind| {
-            assert_eq!(offset, covered);
-            covered += length;
-            let range = usize::try_from(offset / 512).unwrap()
-                ..usize::try_from(covered.div_ceil(512)).unwrap();
-            let zeros = model[range].iter().all(|stamp| *stamp == 0);
-            assert!(
-                zeros || kind == ExtentKind::Data,
-                "{what}: {kind:?} at {offset}"
-            );
-            true
-        })
-        .unwrap();
-    assert_eq!(covered, size);
-}
-
-pub(super) fn reload(image: &dyn Image, model: &mut [u64]) {
-    let mut at = 0;
-    for part in model.chunks_mut(8192) {
-        let count = u64::try_from(part.len()).unwrap();
-        part.copy_from_slice(&stamps(image, at, count));
-        at += count;
-    }
-}
+use crate::tests::{Random, change, check, reload, rounds};
 
 fn run(seed: u64, block_mib: u32, logical: u32, kind: Kind, sectors: u64) {
     let what = format!("seed {seed}, {block_mib} MiB blocks, {logical} byte sectors, {kind:?}");
@@ -80,38 +24,9 @@ fn run(seed: u64, block_mib: u32, logical: u32, kind: Kind, sectors: u64) {
     let mut model = vec![0_u64; usize::try_from(sectors).unwrap()];
     let mut random = Random(seed);
     let block = u64::from(block_mib) * MIB / 512;
-    for stamp in 1..220_u64 {
-        let sectors = u64::try_from(model.len()).unwrap();
-        let from = random.below(sectors);
-        let mut count = 1 + random.below(400).min(sectors - from - 1);
-        let fua = random.below(16) == 0;
-        let mut start = from;
-        let choice = random.below(24);
-        if (13..16).contains(&choice) {
-            // Whole blocks.
-            start = from / block * block;
-            count = (block * (1 + random.below(2))).min(sectors - start);
-        }
-        let range = usize::try_from(start).unwrap()..usize::try_from(start + count).unwrap();
-        match choice {
-            0..=12 => {
-                image
-                    .write_at(&stamped(stamp, count), start * 512, fua)
-                    .unwrap();
-                model[range].fill(stamp);
-            }
-            13..=18 => {
-                let modes = [
-                    ZeroMode::MayUnmap,
-                    ZeroMode::FastOnly,
-                    ZeroMode::KeepAllocated,
-                ];
-                let mode = modes[usize::try_from(random.below(3)).unwrap()];
-                image
-                    .write_zeroes(start * 512, count * 512, mode, fua)
-                    .unwrap();
-                model[range].fill(0);
-            }
+    for stamp in 1..=rounds(110, 220) {
+        match random.below(24) {
+            0..=18 => change(&image, &mut model, &mut random, block, stamp),
             19..=20 => image.flush().unwrap(),
             21 => {
                 image.close().unwrap();
@@ -124,6 +39,7 @@ fn run(seed: u64, block_mib: u32, logical: u32, kind: Kind, sectors: u64) {
                 reload(&image, &mut model);
             }
             _ => {
+                let sectors = u64::try_from(model.len()).unwrap();
                 let grown = (sectors + random.below(5) * u64::from(logical) / 512 * 64)
                     .next_multiple_of(u64::from(logical) / 512);
                 image.resize(grown * 512).unwrap();

@@ -4,10 +4,10 @@ use super::super::VhdxImage;
 use super::super::layout::MIB;
 use super::options;
 use super::over::{child, level, open_chain};
-use super::random::{stamped, stamps};
 use crate::error::ErrorKind;
 use crate::image::Image;
 use crate::storage::fake::{FakeStorage, Fault, FaultOn};
+use crate::tests::{stamped, stamps};
 
 /// A child with blocks of 1 MiB over a base that is 1000 everywhere.
 fn family(size_bytes: u64) -> (FakeStorage, VhdxImage) {

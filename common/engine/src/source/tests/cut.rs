@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use sitepair_disk::storage::Storage;
-use sitepair_disk::{ExtentKind, Geometry, Identity, ZeroMode};
+use sitepair_disk::{Geometry, Identity, Run, ZeroMode};
 
 use super::*;
 use crate::locked;
@@ -49,7 +49,7 @@ impl Image for Held {
         &self,
         offset: u64,
         length: u64,
-        visit: &mut dyn FnMut(u64, u64, ExtentKind) -> bool,
+        visit: &mut dyn FnMut(Run) -> bool,
     ) -> Result<(), DiskError> {
         self.inner.extents(offset, length, visit)
     }
