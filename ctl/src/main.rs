@@ -115,6 +115,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::ForceOpen(args) => commands::force_open(&fleet, args).await?,
         Command::Export(args) => commands::export(&fleet, args).await?,
         Command::Unexport(args) => commands::unexport(&fleet, args).await?,
+        Command::Hrl(HrlCommand::Export(args)) => hrl::export(&fleet, args, bar).await?,
         Command::Init(_) | Command::Hrl(_) | Command::Disk(_) | Command::Completions { .. } => {
             Done::new(false, "")
         }

@@ -289,6 +289,9 @@ pub(crate) fn done(done: &Done) -> String {
     for e in &done.exports {
         text.push_str(&format!("\n  {}: {}", e.disk, e.nbd_uri));
     }
+    for log in &done.logs {
+        text.push_str(&format!("\n  {}: {}", log.disk, log.file));
+    }
     text
 }
 

@@ -20,6 +20,7 @@ mod demonstration;
 mod failover;
 mod foreign;
 mod grpc;
+mod hrl_export;
 mod identity;
 mod link;
 mod reopen;
