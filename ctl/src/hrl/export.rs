@@ -153,38 +153,53 @@ async fn receive(
     file: &PartFile,
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
-    let mut at: u64 = 0;
+    let mut arrived = Arrived { head, file, at: 0 };
     while let Some(message) = parts.message().await? {
-        let length = match &message.part {
+        arrived.take(message.part)?;
+        bar.set_position(arrived.at);
+    }
+    Ok(arrived.end()?)
+}
+
+/// What of a log is here.
+struct Arrived<'a> {
+    head: &'a proto::LogHead,
+    file: &'a PartFile,
+    at: u64,
+}
+
+impl Arrived<'_> {
+    /// Takes the next part; nothing may reach past the length that was announced.
+    fn take(&mut self, part: Option<Part>) -> anyhow::Result<()> {
+        let (name, length) = (&self.head.file_name, self.head.file_bytes);
+        let bytes = match &part {
             Some(Part::Data(data)) => data.len() as u64,
             Some(Part::HoleBytes(bytes)) => *bytes,
             Some(Part::Head(_)) | None => 0,
         };
-        let end = at.checked_add(length).filter(|end| *end <= head.file_bytes);
-        let Some(end) = end.filter(|_| length > 0) else {
-            return Err(Failure::Failed(anyhow::anyhow!(
-                "the agent sends something else than the {} bytes of {}",
-                head.file_bytes,
-                head.file_name
-            )));
+        let end = self.at.checked_add(bytes).filter(|end| *end <= length);
+        let Some(end) = end.filter(|_| bytes > 0) else {
+            bail!("the agent sends something else than the {length} bytes of {name}");
         };
-        match message.part {
-            Some(Part::Data(data)) => file.write(&data, at)?,
-            // The next data goes behind it; the file's end does, at the latest.
-            _ if end == head.file_bytes => file.extend_to(end)?,
+        match part {
+            Some(Part::Data(data)) => self.file.write(&data, self.at)?,
+            // What is behind a hole extends the file over it; the file's end does, at the latest.
+            _ if end == length => self.file.extend_to(end)?,
             _ => {}
         }
-        at = end;
-        bar.set_position(at);
+        self.at = end;
+        Ok(())
     }
-    if at == head.file_bytes {
-        return Ok(());
+
+    fn end(&self) -> anyhow::Result<()> {
+        let (name, length) = (&self.head.file_name, self.head.file_bytes);
+        ensure!(
+            self.at == length,
+            "the agent sent {} of {length} bytes of {name}; try again",
+            self.at
+        );
+        Ok(())
     }
-    Err(Failure::Failed(anyhow::anyhow!(
-        "the agent sent {at} of {} bytes of {}; try again",
-        head.file_bytes,
-        head.file_name
-    )))
 }
 
 /// Where files go.
@@ -314,3 +329,6 @@ impl Drop for PartFile {
         let _ = std::fs::remove_file(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests;
