@@ -53,6 +53,11 @@ fn exported_cycles_bring_an_image_from_one_point_to_another(swapped: bool) {
         }
         compare_with_point(pair, &vm, &folder, &images, [second, third])?;
         refusals(pair, &folder, base, second)?;
+        let audited = format!("export change log system.{second} of");
+        ensure!(
+            pair.logs().contains(&audited),
+            "not in the audit: {audited}"
+        );
         [system, data].into_iter().try_for_each(Client::disconnect)
     });
 }

@@ -80,3 +80,21 @@ async fn send(log: Arc<ChangeLog>, to: &mpsc::Sender<Result<proto::ExportLogPart
 fn part(part: Part) -> proto::ExportLogPart {
     proto::ExportLogPart { part: Some(part) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_are_limited_and_told_what_to_do() {
+        let readers = Arc::new(Semaphore::new(READERS_MAX));
+        let mut held: Vec<_> = (0..READERS_MAX)
+            .map(|_| permit(&readers).unwrap())
+            .collect();
+        let why = permit(&readers).unwrap_err();
+        assert_eq!(why.code(), tonic::Code::FailedPrecondition);
+        assert!(why.message().contains("try again"), "{why}");
+        held.pop();
+        assert!(permit(&readers).is_ok());
+    }
+}
