@@ -276,6 +276,24 @@ pub(crate) enum HrlCommand {
     ///
     /// All logs are checked first; a refusal leaves the image as it was. After a crash, apply the same logs again.
     Apply(HrlApplyArgs),
+    /// Write the change logs of a cycle that the replica still keeps into a folder here, a file for each disk
+    ///
+    /// Each is checked against the agent's hash before it has its name, DISK.CYCLE.hrl. Files that are there already
+    /// stay as they are, and nothing is exported.
+    Export(HrlExportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HrlExportArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// The cycle, as `sitepair points` names its recovery point
+    pub(crate) cycle: u64,
+    /// Only this disk; repeat for more
+    #[arg(long = "disk", value_name = "NAME")]
+    pub(crate) disks: Vec<String>,
+    /// The folder; it is made if need be
+    pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

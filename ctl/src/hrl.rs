@@ -1,7 +1,9 @@
-//! `sitepair hrl`: change logs as files, without an agent.
+//! `sitepair hrl`: change logs as files; only `export` needs an agent.
 //!
 //! Owns: what is printed of them. Does not do: deciding what of a log can be trusted, and whether it fits an image;
 //! `sitepair_disk::hrl` does.
+
+mod export;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use sitepair_disk::{DiskError, ErrorKind};
 use crate::cli::{HrlApplyArgs, Output};
 use crate::error::Failure;
 use crate::view::{Done, SCHEMA};
+
+pub(crate) use export::export;
 
 #[derive(Serialize)]
 struct Inspected {

@@ -119,6 +119,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Test(TestCommand::End { group, name }) => {
             commands::end_test(&fleet, group, name).await?
         }
+        Command::Hrl(HrlCommand::Export(args)) => hrl::export(&fleet, args, bar).await?,
         Command::Init(_) | Command::Hrl(_) | Command::Disk(_) | Command::Completions { .. } => {
             Done::new(false, "")
         }

@@ -325,6 +325,9 @@ pub(crate) fn done(done: &Done) -> String {
             text.push_str(&format!("\n  {}: attach the test's guest to {uri}", d.name));
         }
     }
+    for log in &done.logs {
+        text.push_str(&format!("\n  {}: {}", log.disk, log.file));
+    }
     text
 }
 

@@ -183,10 +183,26 @@ pub(crate) struct Done {
     pub(crate) disks: Vec<Disk>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) exports: Vec<Export>,
+    /// Change logs that were written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) logs: Vec<Log>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) test: Option<Test>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<Job>,
+}
+
+/// A change log as a file here.
+#[derive(Debug, Serialize)]
+pub(crate) struct Log {
+    pub(crate) disk: String,
+    pub(crate) file: String,
+    pub(crate) bytes: u64,
+    pub(crate) entries: u64,
+    pub(crate) id: String,
+    pub(crate) previous_id: String,
+    /// BLAKE3 of what its entries say, in hexadecimal digits.
+    pub(crate) content_hash: String,
 }
 
 impl Done {
@@ -200,6 +216,7 @@ impl Done {
             disks: Vec::new(),
             exports: Vec::new(),
             test: None,
+            logs: Vec::new(),
             job: None,
         }
     }

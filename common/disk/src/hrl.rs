@@ -3,8 +3,8 @@
 //! Owns: the format; [`HrlWriter`], which appends; [`HrlReader`], which trusts nothing, and [`HrlReader::recover`],
 //! which finds what can be trusted of a log that was not closed; [`apply`], which brings a chain of logs into an image.
 //!
-//! Does not do: syncing of logs (the caller syncs once, for all files of a cycle), strong hashes (the format has
-//! none; the caller keeps one beside the file).
+//! Does not do: syncing of logs (the caller syncs once, for all files of a cycle), keeping strong hashes (the format
+//! has none; [`ContentHash`] computes one, and the caller keeps it beside the file).
 //!
 //! # The file
 //! All numbers are little-endian; structures are packed.
@@ -49,9 +49,10 @@
 //! not follow the published rule, so that a wrong one is told ([`HrlInfo::header_checksum_holds`]) and no more.
 //! Windows begins with an empty metadata block, so that blocks without entries are read.
 //!
-//! The format knows only writes. Zeros are entries whose data is a hole in the file: no byte of them is written, and
-//! their checksum, 0xffffffff, tells a reader that they are zeros without reading them (entries are
-//! so short that the sum cannot overflow).
+//! The format knows only writes, so zeros are ordinary writes: an entry with its length, its data at its place in the
+//! file, and that data's checksum. From 64 KiB on the file has a hole at that place: no byte of them is written, and a
+//! reader that knows nothing of it reads zeros there. To us the checksum, 0xffffffff, tells that they are zeros
+//! without reading them (entries are so short that the sum cannot overflow).
 //!
 //! # What a torn file is
 //! EOL is 0 from creation until [`HrlWriter::finish`] writes the header again: a file without it was
@@ -66,16 +67,18 @@ use uuid::Uuid;
 use crate::error::DiskError;
 
 pub mod apply;
+mod content;
 pub(crate) mod format;
 mod info;
 mod reader;
 mod recover;
 mod writer;
 
+pub use content::ContentHash;
 pub use info::HrlInfo;
 pub use reader::{HrlEntries, HrlEntry, HrlReader};
 pub use recover::{HrlRecovered, HrlTail};
-pub use writer::{HrlOptions, HrlSealed, HrlWriter};
+pub use writer::{HrlOptions, HrlSealed, HrlWriter, empty_log};
 
 /// Seconds since 2000-01-01 00:00:00 UTC, as the format counts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]

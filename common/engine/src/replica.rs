@@ -36,6 +36,7 @@ use crate::catalog::{Catalog, CatalogError, DiskRow, GroupRow, LogRow, PointRow,
 use crate::endpoint::{PeerError, Transfer};
 use crate::env::Env;
 
+mod change_log;
 mod create;
 mod cycle;
 mod error;
@@ -48,6 +49,7 @@ mod seed;
 mod test_failover;
 mod view;
 
+pub use change_log::{ChangeLog, LogPart};
 pub use create::{Existing, finish_discards, image_path};
 pub use error::ReplicaError;
 pub use merge::PromotedImages;

@@ -21,6 +21,7 @@ mod drill;
 mod failover;
 mod foreign;
 mod grpc;
+mod hrl_export;
 mod identity;
 mod link;
 mod reopen;

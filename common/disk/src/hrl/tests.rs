@@ -10,6 +10,8 @@ use crate::storage::fake::{FakeStorage, Fault, FaultOn, What};
 use crate::storage::host::HostStorage;
 use crate::storage::{BlockFile, OpenMode, Storage};
 
+mod strict;
+
 fn path() -> &'static Path {
     Path::new("/1.hrl")
 }

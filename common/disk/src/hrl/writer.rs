@@ -48,6 +48,48 @@ pub struct HrlSealed {
     pub entries: u64,
 }
 
+/// All bytes of a closed log without entries, as [`HrlWriter`] would make it: of a disk that did not change.
+#[must_use]
+pub fn empty_log(options: HrlOptions, closed: HrlTime) -> Vec<u8> {
+    let mut bytes = vec![0; format::HEADER_BYTES + format::METADATA_BYTES];
+    let end = bytes.len() as u64;
+    let header = Header {
+        eol: end,
+        current_size: end,
+        last_modified: closed.max(options.created),
+        ..header_of(options)
+    };
+    bytes[..format::HEADER_BYTES].copy_from_slice(&header.encode());
+    let block = BlockHeader {
+        distance_back: 0,
+        valid_entries: 0,
+    };
+    bytes[format::HEADER_BYTES..][..format::SLOT_BYTES].copy_from_slice(&block.encode());
+    bytes
+}
+
+/// The header of a log that is open.
+fn header_of(options: HrlOptions) -> Header {
+    Header {
+        cookie: *format::COOKIE,
+        version: format::VERSION,
+        created: options.created,
+        creator: format::CREATOR,
+        creator_version: format::CREATOR_VERSION,
+        original_size: 0,
+        current_size: 0,
+        eol: 0,
+        error_code: 0,
+        metadata_bytes: 4096,
+        unique_id: options.unique_id,
+        previous_id: options.previous_id,
+        last_modified: options.created,
+        total_entries: 0,
+        file_type: 0,
+        data_write_id: options.data_write_id,
+    }
+}
+
 /// Writes one log from start to end. Dropped without [`finish`](Self::finish), it leaves a file that says that it was
 /// not closed cleanly.
 pub struct HrlWriter {
@@ -75,24 +117,7 @@ impl HrlWriter {
         let file = storage
             .open(path, OpenMode::CreateNew)
             .map_err(|e| DiskError::io(format!("create change log {name}"), e))?;
-        let header = Header {
-            cookie: *format::COOKIE,
-            version: format::VERSION,
-            created: options.created,
-            creator: format::CREATOR,
-            creator_version: format::CREATOR_VERSION,
-            original_size: 0,
-            current_size: 0,
-            eol: 0,
-            error_code: 0,
-            metadata_bytes: 4096,
-            unique_id: options.unique_id,
-            previous_id: options.previous_id,
-            last_modified: options.created,
-            total_entries: 0,
-            file_type: 0,
-            data_write_id: options.data_write_id,
-        };
+        let header = header_of(options);
         let mut buffer = Vec::with_capacity(BUFFER_BYTES);
         buffer.extend_from_slice(&header.encode());
         let slots = Vec::with_capacity(SLOTS);
@@ -185,7 +210,8 @@ impl HrlWriter {
         self.write_out()?;
         self.header.eol = bytes;
         self.header.current_size = bytes;
-        self.header.last_modified = now;
+        // A clock that was set back does not make a file older than its birth.
+        self.header.last_modified = now.max(self.header.created);
         let header = self.header.encode();
         self.file
             .write_at(&header, 0)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sitepair_model::cause::chain;
 use sitepair_model::group::{Event, ForceOpen, Hold, Refusal, Role, allowed_operations};
-use sitepair_model::ids::{Cycle, OpId, TestName};
+use sitepair_model::ids::{Cycle, DiskId, DiskName, OpId, TestName};
 use sitepair_model::point::RecoveryPoint;
 use tokio::sync::oneshot;
 
@@ -18,6 +18,7 @@ use super::status::{
 };
 use super::task::GroupTask;
 use super::test_failover::TestSpec;
+use crate::replica::ReplicaGroup;
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -104,6 +105,11 @@ pub(super) enum Command {
         name: TestName,
         reply: Answer<Done>,
     },
+    /// Where the change logs of a disk are read.
+    Journal {
+        disk: DiskName,
+        reply: Answer<(ReplicaGroup, DiskId)>,
+    },
 }
 
 impl GroupTask {
@@ -161,6 +167,9 @@ impl GroupTask {
                 let _ = tokio::task::spawn_blocking(move || drop(ended)).await;
                 let message = format!("recovery point {cycle} is not served");
                 let _ = reply.send(Ok(Done { changed, message }));
+            }
+            Command::Journal { disk, reply } => {
+                let _ = reply.send(self.journal(&disk));
             }
         }
     }
@@ -340,6 +349,33 @@ impl GroupTask {
             .iter()
             .map(PointExport::status)
             .collect())
+    }
+
+    fn journal(&self, disk: &DiskName) -> Result<(ReplicaGroup, DiskId), CommandError> {
+        let name = &self.core.name;
+        let side = match &self.side {
+            Side::Replica(side) => side,
+            Side::Source(_) => {
+                return Err(CommandError::Refused(format!(
+                    "the {} site is the source of group {name}; its change logs are kept at the {} \
+                     site: ask that one",
+                    self.context.site,
+                    self.context.site.other()
+                )));
+            }
+            Side::Shut(why) => return Err(CommandError::Failed(why.clone())),
+        };
+        let row = self.core.row();
+        match row.disks.iter().find(|d| d.name == *disk) {
+            Some(found) => Ok((side.group.clone(), found.disk)),
+            None => {
+                let names: Vec<&str> = row.disks.iter().map(|d| d.name.as_str()).collect();
+                Err(CommandError::NotFound(format!(
+                    "group {name} has no disk {disk}; it has {}",
+                    names.join(", ")
+                )))
+            }
+        }
     }
 
     /// Brings the running job up to date with what the task knows.

@@ -1,5 +1,6 @@
 //! What operators may ask of an agent, in our own types; the wire converts.
 
+mod change_log;
 mod protect;
 
 pub use protect::{ProtectDisk, ProtectSpec};

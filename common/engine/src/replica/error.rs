@@ -123,6 +123,25 @@ pub enum ReplicaError {
         /// The name.
         name: TestName,
     },
+    /// A cycle that is not here, or not yet.
+    #[error("cycle {cycle} is not committed here; the newest one is {newest}")]
+    NotCommitted {
+        /// The cycle.
+        cycle: Cycle,
+        /// Last committed cycle.
+        newest: Cycle,
+    },
+    /// A cycle whose change logs are no longer files of their own.
+    #[error(
+        "cycle {cycle} is merged into the image: only cycles after the oldest recovery point, \
+         {oldest}, have change logs"
+    )]
+    Merged {
+        /// The cycle.
+        cycle: Cycle,
+        /// The oldest point.
+        oldest: Cycle,
+    },
     /// A point that would have to go is in use.
     #[error("recovery point {cycle} is in use: end its exports and tests first")]
     InUse {

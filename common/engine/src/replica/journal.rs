@@ -1,26 +1,26 @@
 //! The journal's files: one change log (`.hrl`) per disk and committed cycle.
 //!
-//! Owns their names, their strong hash, and what happens to files that were not committed. Does not do: the
-//! format ([`sitepair_disk::hrl`]); which logs count (the catalogue knows).
+//! Owns their names, their ids, and what happens to files that were not committed. Does not do: the
+//! format and the strong hash ([`sitepair_disk::hrl`]); which logs count (the catalogue knows).
 //!
-//! The strong hash is BLAKE3 over, in the file's order: for data, an entry's offset u64, length u64, kind u8 = 1, and
-//! its bytes; for zeros, a run's offset u64, length u64, kind u8 = 2 (little-endian). A run of zeros is
-//! as long as entries of zeros go on from each other. So zeros cost nothing however long they are, and every byte
-//! that could reach a disk is covered.
+//! # Ids
+//! A log's id is made of the generation that wrote the cycle, the disk and the cycle. The id of the log before it is
+//! that of the same disk at the point before, whether or not that point's log is still here, and whether or not the
+//! disk changed in it: so logs follow each other without a gap, also those that a tool took away one by one.
 
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sitepair_disk::hrl::{HrlError, HrlId, HrlOptions, HrlReader, HrlTime, HrlWriter};
+use sitepair_disk::hrl::{ContentHash, HrlError, HrlId, HrlOptions, HrlReader, HrlTime, HrlWriter};
 use sitepair_disk::storage::{BlockFile, OpenMode, Storage};
 use sitepair_disk::{DiskError, ErrorKind};
 use sitepair_model::extent::Extent;
 use sitepair_model::ids::{Cycle, Digest, DiskId, DiskName, GenId, GroupId, UnixMillis};
 
 use super::{Disk, Inner, ReplicaError};
-use crate::catalog::LogRow;
+use crate::catalog::{LogRow, PointRow};
 
 /// Bytes read at once while a change log is checked.
 const CHECK_BYTES: usize = 1 << 20;
@@ -28,6 +28,11 @@ const CHECK_BYTES: usize = 1 << 20;
 /// A group's journal folder.
 pub(super) fn dir(state_dir: &Path, group: GroupId) -> PathBuf {
     state_dir.join("journal").join(group.to_string())
+}
+
+/// The name of a committed change log.
+pub(super) fn file_name(disk: &DiskName, cycle: Cycle) -> String {
+    format!("{disk}.{cycle}.hrl")
 }
 
 /// Makes names in a folder durable.
@@ -95,7 +100,7 @@ pub(super) struct PartFile {
 impl PartFile {
     /// Names for the change log of a disk's cycle that a transfer is about to write.
     pub(super) fn new(inner: &Inner, disk: &DiskName, cycle: Cycle, session: u64) -> Self {
-        let final_name = format!("{disk}.{cycle}.hrl");
+        let final_name = file_name(disk, cycle);
         let path = inner
             .journal_dir
             .join(format!("{final_name}.{session}.part"));
@@ -148,106 +153,80 @@ impl Drop for PartFile {
     }
 }
 
-/// The strong hash of a change log, as it grows.
-#[derive(Default)]
-struct LogHash {
-    hasher: blake3::Hasher,
-    /// Zeros that may go on.
-    zeros: Option<Extent>,
+/// Names what a cycle changed on a disk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogName {
+    pub(super) generation: GenId,
+    pub(super) disk: DiskId,
+    pub(super) cycle: Cycle,
 }
 
-impl LogHash {
-    /// Adds an entry of data, whose bytes follow.
-    fn data(&mut self, extent: Extent) {
-        self.end_zeros();
-        self.head(extent, 1);
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.hasher.update(bytes);
-    }
-
-    fn zeros(&mut self, extent: Extent) {
-        match &mut self.zeros {
-            Some(run) if run.checked_end() == Some(extent.offset) => run.length += extent.length,
-            _ => {
-                self.end_zeros();
-                self.zeros = Some(extent);
-            }
+impl LogName {
+    pub(super) fn new(point: &PointRow, disk: DiskId) -> Self {
+        Self {
+            generation: point.generation,
+            disk,
+            cycle: point.cycle,
         }
     }
 
-    fn end_zeros(&mut self) {
-        if let Some(run) = self.zeros.take() {
-            self.head(run, 2);
-        }
-    }
-
-    fn head(&mut self, extent: Extent, kind: u8) {
-        self.hasher.update(&extent.offset.to_le_bytes());
-        self.hasher.update(&extent.length.to_le_bytes());
-        self.hasher.update(&[kind]);
-    }
-
-    fn digest(mut self) -> Digest {
-        self.end_zeros();
-        Digest::from_bytes(*self.hasher.finalize().as_bytes())
+    fn id(&self) -> HrlId {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.generation.as_bytes());
+        hasher.update(self.disk.as_bytes());
+        hasher.update(&self.cycle.0.to_le_bytes());
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        HrlId(id)
     }
 }
 
 /// What a new change log is about.
 pub(super) struct LogOrigin {
-    pub(super) generation: GenId,
-    pub(super) disk: DiskId,
-    pub(super) cycle: Cycle,
-    /// The disk's log before it in the journal.
-    pub(super) previous: Option<Cycle>,
+    pub(super) name: LogName,
+    /// The same disk at the point before; none before the first point.
+    pub(super) previous: Option<LogName>,
     pub(super) data_write_id: [u8; 16],
     pub(super) created: UnixMillis,
 }
 
 impl LogOrigin {
+    /// Of the cycle that is arriving.
     pub(super) fn new(inner: &Inner, disk: &Disk, cycle: Cycle) -> Result<Self, ReplicaError> {
-        let identity = disk.image()?.identity();
-        let what = || format!("look at {}", disk.row.path.display());
-        let state = inner.state();
-        let own = state.logs.iter().filter(|l| l.disk == disk.row.disk);
+        let data_write_id = data_write_id(disk)?;
+        let (state, id) = (inner.state(), disk.row.disk);
         Ok(Self {
-            generation: state.generation,
-            disk: disk.row.disk,
-            cycle,
-            previous: own.map(|l| l.cycle).next_back(),
-            data_write_id: identity
-                .map_err(|e| ReplicaError::disk(what(), e))?
-                .data_write_id,
+            name: LogName {
+                generation: state.generation,
+                disk: id,
+                cycle,
+            },
+            previous: state.points.last().map(|point| LogName::new(point, id)),
+            data_write_id,
             created: inner.site.env.now(),
         })
     }
 
-    /// Names a log by what it is about, so that the one after it knows the name.
-    fn id(&self, cycle: Cycle) -> HrlId {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(self.generation.as_bytes());
-        hasher.update(self.disk.as_bytes());
-        hasher.update(&cycle.0.to_le_bytes());
-        let mut id = [0; 16];
-        hasher.finalize_xof().fill(&mut id);
-        HrlId(id)
-    }
-
-    fn options(&self) -> HrlOptions {
+    pub(super) fn options(&self) -> HrlOptions {
         HrlOptions {
-            unique_id: self.id(self.cycle),
-            previous_id: self
-                .previous
-                .map_or(HrlId::default(), |cycle| self.id(cycle)),
+            unique_id: self.name.id(),
+            previous_id: self.previous.map_or(HrlId::default(), |name| name.id()),
             data_write_id: HrlId(self.data_write_id),
             created: hrl_time(self.created),
         }
     }
 }
 
-fn hrl_time(at: UnixMillis) -> HrlTime {
+/// What tells the content of a disk's image from that of others; zeros where its format has nothing.
+pub(super) fn data_write_id(disk: &Disk) -> Result<[u8; 16], ReplicaError> {
+    let identity = disk
+        .image()?
+        .identity()
+        .map_err(|e| ReplicaError::disk(format!("look at {}", disk.row.path.display()), e))?;
+    Ok(identity.data_write_id)
+}
+
+pub(super) fn hrl_time(at: UnixMillis) -> HrlTime {
     HrlTime::from_unix_seconds(at.0.div_euclid(1000))
 }
 
@@ -255,7 +234,7 @@ fn hrl_time(at: UnixMillis) -> HrlTime {
 pub(super) struct LogWriter {
     log: HrlWriter,
     path: PathBuf,
-    hash: LogHash,
+    hash: ContentHash,
     time: HrlTime,
 }
 
@@ -279,7 +258,7 @@ impl LogWriter {
         Ok(Self {
             log,
             path: path.to_owned(),
-            hash: LogHash::default(),
+            hash: ContentHash::default(),
             time,
         })
     }
@@ -293,12 +272,12 @@ impl LogWriter {
         let appended = match bytes {
             // A reader tells data that is all zeros from other data, and hashes it as such.
             Some(bytes) if bytes.iter().any(|b| *b != 0) => {
-                self.hash.data(extent);
+                self.hash.data(extent.offset, extent.length);
                 self.hash.bytes(bytes);
                 self.log.append(extent.offset, bytes, self.time)
             }
             _ => {
-                self.hash.zeros(extent);
+                self.hash.zeros(extent.offset, extent.length);
                 self.log
                     .append_zeros(extent.offset, extent.length, self.time)
             }
@@ -319,7 +298,7 @@ impl LogWriter {
             .map_err(|e| ReplicaError::file(format!("sync {path}"), e))?;
         Ok(Sealed {
             file_bytes: sealed.bytes,
-            hash: self.hash.digest(),
+            hash: Digest::from_bytes(self.hash.digest()),
         })
     }
 }
@@ -390,14 +369,14 @@ impl Content {
         path: &Path,
         row: &LogRow,
     ) -> Result<(), ReplicaError> {
-        let mut hash = LogHash::default();
+        let mut hash = ContentHash::default();
         let mut buf = vec![0; CHECK_BYTES];
         for entry in &self.entries {
             let Some(file_offset) = entry.file_offset else {
-                hash.zeros(entry.extent);
+                hash.zeros(entry.extent.offset, entry.extent.length);
                 continue;
             };
-            hash.data(entry.extent);
+            hash.data(entry.extent.offset, entry.extent.length);
             let mut done = 0;
             while done < entry.extent.length {
                 let left = usize::try_from(entry.extent.length - done).unwrap_or(usize::MAX);
@@ -408,7 +387,7 @@ impl Content {
                 done += u64::try_from(part.len()).expect("at most a buffer");
             }
         }
-        if hash.digest() == row.file_hash {
+        if Digest::from_bytes(hash.digest()) == row.file_hash {
             return Ok(());
         }
         let why = "its content does not match the hash in the catalogue".to_owned();

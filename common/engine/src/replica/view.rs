@@ -177,7 +177,7 @@ impl Inner {
     }
 
     /// Reads what a change log says; the first time in this process, also whether it says what was committed.
-    fn checked_log(
+    pub(super) fn checked_log(
         &self,
         row: &LogRow,
         path: &std::path::Path,

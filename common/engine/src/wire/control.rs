@@ -4,10 +4,12 @@
 //! changes something to the log with that name. Does not do: anything itself; [`Operator`] does.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sitepair_model::ids::{Cycle, GroupName, OpId, TestName};
 use sitepair_proto::v1 as proto;
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
@@ -20,11 +22,14 @@ use crate::agent::{
 };
 
 mod convert;
+mod log;
 
 /// The service.
 #[derive(Clone)]
 pub struct ControlService {
     operator: Operator,
+    /// One permit for each change log that is being given away.
+    log_readers: Arc<Semaphore>,
 }
 
 /// The service as tonic serves it.
@@ -41,7 +46,10 @@ impl ControlService {
     /// The service of an agent.
     #[must_use]
     pub fn server(operator: Operator) -> ControlServer {
-        proto::control_server::ControlServer::new(Self { operator })
+        proto::control_server::ControlServer::new(Self {
+            operator,
+            log_readers: Arc::new(Semaphore::new(log::READERS_MAX)),
+        })
     }
 
     async fn told(&self, group: &str) -> Result<AgentStatus, Status> {
@@ -400,6 +408,29 @@ impl proto::control_server::Control for ControlService {
         self.audited(&who, "end test", group.as_str(), done)
             .await
             .map(reply)
+    }
+
+    type ExportLogStream = BoxStream<proto::ExportLogPart>;
+
+    async fn export_log(
+        &self,
+        request: Request<proto::ExportLogRequest>,
+    ) -> Answer<Self::ExportLogStream> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let disk = r
+            .disk
+            .parse()
+            .map_err(|e| Status::invalid_argument(format!("{e}")))?;
+        let permit = log::permit(&self.log_readers)?;
+        let opened = self
+            .operator
+            .change_log(&group, &disk, Cycle(r.cycle))
+            .await;
+        let what = format!("export change log {disk}.{} of", r.cycle);
+        let log = self.audited(&who, &what, group.as_str(), opened).await?;
+        Ok(Response::new(log::stream(log, permit)))
     }
 }
 

@@ -54,6 +54,7 @@ const ROWS: &[(&str, Access)] = &[
     ("/sitepair.v1.Control/UnexportPoint", Access::Operate),
     ("/sitepair.v1.Control/StartTest", Access::Operate),
     ("/sitepair.v1.Control/EndTest", Access::Operate),
+    ("/sitepair.v1.Control/ExportLog", Access::Operate),
     ("/grpc.health.v1.Health/Check", Access::Everybody),
     ("/grpc.health.v1.Health/Watch", Access::Everybody),
     (

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod breaks;
+mod change_logs;
 mod env;
 mod failover;
 mod guest;

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod change_logs;
 mod crashes;
 mod drills;
 mod faults;
