@@ -85,7 +85,7 @@ async fn a_test_is_written_to_while_points_come_and_go() {
     drop(new);
     drop(group.promote(Cycle(6)).unwrap());
     assert!(group.tests().is_empty(), "the failover ended the other one");
-    assert_eq!(files(&world.storage), [PathBuf::new(); 0]);
+    assert_eq!(files(&world.storage), Vec::<PathBuf>::new());
     assert!(world.catalog.tests(GROUP).unwrap().is_empty());
 }
 
@@ -143,7 +143,7 @@ async fn a_crash_leaves_a_whole_test_or_none() {
             let world = world.on(world.storage.crash(crash));
             let group = world.open().unwrap();
             match &group.tests()[..] {
-                [] => assert_eq!(files(&world.storage), [PathBuf::new(); 0], "dies {dies}"),
+                [] => assert_eq!(files(&world.storage), Vec::<PathBuf>::new(), "dies {dies}"),
                 [test] => {
                     assert!(test.whole);
                     let test = group.open_test(&test.name).unwrap();
