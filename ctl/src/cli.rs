@@ -136,7 +136,7 @@ pub(crate) struct ProtectArgs {
     #[arg(long = "replica", value_name = "NAME=PATH")]
     pub(crate) replicas: Vec<String>,
     /// Format of the images, when it cannot be told from the file
-    #[arg(long, value_name = "raw|vhd|vhdx")]
+    #[arg(long, value_name = "raw|vhd|vhdx|qcow2")]
     pub(crate) format: Option<String>,
     /// Recovery points to keep
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use sitepair_disk::open::{Format, OpenOptions, open_image};
 use sitepair_disk::parent::Parents;
+use sitepair_disk::qcow2::Qcow2Image;
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::host::HostStorage;
@@ -34,6 +35,8 @@ pub enum DiskFormat {
     Raw,
     /// VHDX that takes space as it is written.
     VhdxDynamic,
+    /// qcow2.
+    Qcow2,
 }
 
 impl DiskFormat {
@@ -43,6 +46,7 @@ impl DiskFormat {
         match self {
             Self::Raw => "raw",
             Self::VhdxDynamic => "vhdx",
+            Self::Qcow2 => "qcow2",
         }
     }
 
@@ -72,6 +76,7 @@ pub fn create(path: &Path, format: DiskFormat, size_bytes: u64) -> Result<()> {
             };
             Box::new(VhdxImage::create(storage, path, &options)?)
         }
+        DiskFormat::Qcow2 => Box::new(Qcow2Image::create(&*storage, path, size_bytes)?),
     };
     image
         .close()
@@ -87,6 +92,7 @@ pub fn fill(path: &Path, offset: u64, length: u64, seed: u64) -> Result<blake3::
     let storage: Arc<dyn Storage> = Arc::new(HostStorage::new());
     let format = match path.extension() {
         Some(end) if end == "vhdx" => Format::Vhdx,
+        Some(end) if end == "qcow2" => Format::Qcow2,
         _ => Format::Raw,
     };
     let options = OpenOptions {

@@ -8,13 +8,13 @@
 //! imago does not sync between refcounts, tables and data, and writes the entry of a new table before its refcount
 //! (0.2.6): after a crash, be it of the process or of the host, the refcounts may be wrong, and a later write could
 //! give one cluster to two places. So of an image that was opened for writing
-//! - each write is durable before the next begins. A crash then never leaves a table that was not filled in, and
-//!   whatever was flushed is there;
-//! - the format's own dirty mark is set before the first write and taken away by [`close`](Image::close). After a
-//!   crash the image can be read, and is refused for writing until `qemu-img check -r all` has counted anew (QEMU
-//!   does that by itself when it opens the image).
+//! - each write to the file is durable before the next begins, and tables follow at once. A crash then never leaves a
+//!   table that was not filled in, and whatever was answered is there;
+//! - the format's own dirty mark is set before the first write and taken away by [`close`](Image::close). An image with
+//!   it can be read. Opened for writing, it gets the counts that a crash between the entry of a new table and its
+//!   refcount left out; what is wrong in any other way is refused until `qemu-img check -r all` has mended it.
 //!
-//! Each write waits for the disk, and a crash needs an operator: raw and VHDX are the formats to serve. An image that
+//! Each write waits for the disk: raw and VHDX are the formats for guests in a hurry. An image that
 //! [`create`](Qcow2Image::create) made is written without waiting until it is flushed, and without the mark: it is for
 //! filling, and worth nothing before it was closed.
 //!
@@ -86,7 +86,7 @@ impl Qcow2Image {
             .open(path, OpenMode::CreateNew)
             .map_err(|e| DiskError::io(format!("create {name}"), e))?;
         open::lock(&*file, LockKind::Exclusive, path)?;
-        let file = Arc::new(OrderedFile::new(file, Order::AtFlush));
+        let file = Arc::new(OrderedFile::new(file, Order::AtFlush, false));
         let cluster = usize::try_from(CLUSTER_BYTES).expect("64 KiB");
         let created = Qcow2::<ByteStorage>::create_builder(bytes_of(&file, &name))
             .size(size_bytes)
@@ -125,9 +125,19 @@ impl Qcow2Image {
             .map_err(|e| DiskError::io(format!("read the length of {name}"), e))?;
         header.check(length, &name, read_only)?;
         if !read_only {
-            check::check(&*file, &header, &name)?;
+            let lost = check::check(&*file, &header, &name)?;
+            if header.is_dirty() {
+                let counts = lost.len();
+                tracing::warn!(
+                    file = name,
+                    counts,
+                    "the image was not closed: its tables are whole, and the refcounts that a crash left out are made good"
+                );
+                make_good(&*file, &lost)
+                    .map_err(|e| DiskError::io(format!("write refcounts of {name}"), e))?;
+            }
         }
-        let file = Arc::new(OrderedFile::new(file, Order::EachWrite));
+        let file = Arc::new(OrderedFile::new(file, Order::EachWrite, header.is_dirty()));
         let builder = Qcow2::<ByteStorage>::builder(bytes_of(&file, &name))
             .backing(None)
             .data_file(None)
@@ -206,6 +216,29 @@ impl Qcow2Image {
         Ok(())
     }
 
+    /// Takes the dirty mark away; everything is flushed, and nobody writes.
+    fn settle(&self) -> Result<(), DiskError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.file
+            .unmark()
+            .map_err(|e| DiskError::io(format!("close {}", self.name), e))
+    }
+
+    /// Ends a write. Of an image that is relied on, no table stays in imago's memory only: a process that is killed takes
+    /// nothing with it that was answered, for its guest goes on with the next one.
+    fn finish(&self, access: &Access, fua: bool) -> Result<(), DiskError> {
+        if fua {
+            return self.flush_access(access);
+        }
+        if self.file.is_ordered() {
+            guarded(|| access.flush())
+                .map_err(|e| DiskError::io(format!("write tables of {}", self.name), e))?;
+        }
+        Ok(())
+    }
+
     fn flush_access(&self, access: &Access) -> Result<(), DiskError> {
         if self.read_only {
             return Ok(());
@@ -241,6 +274,15 @@ impl Image for Qcow2Image {
         })
     }
 
+    /// The file is first made as a close leaves it: taking the dirty mark away later would change its time.
+    fn content_identity(&self) -> Result<Identity, DiskError> {
+        self.check_poison()?;
+        let gate = self.alone();
+        self.flush_access(opened(&gate)?)?;
+        self.settle()?;
+        self.identity()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), DiskError> {
         let length = buf.len() as u64;
         self.check(offset, length)?;
@@ -256,10 +298,7 @@ impl Image for Qcow2Image {
         let access = opened(&gate)?;
         guarded(|| access.write(buf, offset))
             .map_err(|e| self.failed("write", offset, length, e))?;
-        if fua {
-            self.flush_access(access)?;
-        }
-        Ok(())
+        self.finish(access, fua)
     }
 
     fn write_zeroes(
@@ -280,10 +319,7 @@ impl Image for Qcow2Image {
                     .map_err(|e| self.failed("zero", offset, length, e))?
             }
         }
-        if fua {
-            self.flush_access(access)?;
-        }
-        Ok(())
+        self.finish(access, fua)
     }
 
     fn flush(&self) -> Result<(), DiskError> {
@@ -334,9 +370,7 @@ impl Image for Qcow2Image {
         self.flush_access(gate.as_ref().ok_or(CLOSED)?)?;
         // imago first: it flushes once more when it goes, and finds nothing to write.
         *gate = None;
-        self.file
-            .unmark()
-            .map_err(|e| DiskError::io(format!("close {}", self.name), e))
+        self.settle()
     }
 }
 
@@ -357,6 +391,18 @@ fn opened(gate: &Option<Access>) -> Result<&Access, DiskError> {
 fn bytes_of(file: &Arc<OrderedFile>, name: &str) -> ByteStorage {
     let bytes: Arc<dyn sitepair_qcow2_storage::Bytes> = Arc::clone(file) as _;
     ByteStorage::new(bytes, name.to_owned())
+}
+
+/// Writes the counts that a crash left out, durably before anything else. Again after a crash, it writes the same.
+fn make_good(file: &dyn BlockFile, counts: &[u64]) -> io::Result<()> {
+    for at in counts {
+        file.write_at(&[1], *at)?;
+    }
+    if counts.is_empty() {
+        Ok(())
+    } else {
+        file.sync()
+    }
 }
 
 /// imago tells damage by errors that no operating system has.

@@ -187,6 +187,7 @@ fn disk_format(format: ImageFormat) -> Format {
         ImageFormat::Raw => Format::Raw,
         ImageFormat::VhdxDynamic | ImageFormat::VhdxFixed => Format::Vhdx,
         ImageFormat::VhdDynamic | ImageFormat::VhdFixed => Format::Vhd,
+        ImageFormat::Qcow2 => Format::Qcow2,
     }
 }
 
@@ -203,8 +204,15 @@ fn offer_of(
         name: d.name.clone(),
         size_bytes: d.size_bytes,
         logical_sector_bytes: d.logical_sector_bytes,
-        format: d.format,
-        format_block_bytes: d.format_block_bytes,
+        // What follows a guest at speed, and Hyper-V opens: a new replica of a qcow2 is none.
+        format: match d.format {
+            ImageFormat::Qcow2 => ImageFormat::VhdxDynamic,
+            format => format,
+        },
+        format_block_bytes: match d.format {
+            ImageFormat::Qcow2 => 0,
+            _ => d.format_block_bytes,
+        },
         path: paths.get(i).cloned().flatten(),
     });
     GroupOffer {

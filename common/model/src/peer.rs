@@ -165,6 +165,8 @@ pub enum ImageFormat {
     VhdDynamic,
     /// VHD with all bytes allocated.
     VhdFixed,
+    /// qcow2.
+    Qcow2,
 }
 
 /// Gives the right to serve the guest to the peer (planned failover).

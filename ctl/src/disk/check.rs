@@ -3,14 +3,16 @@
 //! Does not do: judgement. Findings, their severity and the repairs are `sitepair_disk::check`'s.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sitepair_disk::check::{
     self, CheckFormat, CheckOptions, Finding, Mended, Repaired, Report, Severity,
 };
+use sitepair_disk::parent::Parents;
 
-use super::{PathBuf, failed, host, refuse_protected};
+use super::{ParentArgs, PathBuf, failed, host, refuse_protected};
 use crate::cli::Output;
 use crate::error::Failure;
 
@@ -26,6 +28,21 @@ pub(crate) struct CheckArgs {
     /// Mend what the file itself holds a good copy of, unless there are errors; nobody may have it open
     #[arg(long)]
     pub(crate) repair: bool,
+    #[command(flatten)]
+    parents: ParentArgs,
+}
+
+impl CheckArgs {
+    /// The check itself looks for a parent in the disk's folder; so does the repair unless it is told otherwise.
+    fn parents(&self) -> Parents {
+        match self.parents.allowed() {
+            Parents::Refused => {
+                let folder = self.file.parent().filter(|f| !f.as_os_str().is_empty());
+                Parents::Inside(folder.unwrap_or(Path::new(".")).to_owned())
+            }
+            named => named,
+        }
+    }
 }
 
 /// A format that the operator names.
@@ -76,7 +93,8 @@ pub(super) fn run(args: &CheckArgs, output: Output) -> Result<(), Failure> {
     };
     let report = check::check(&*storage, file, options).map_err(|e| failed(file, e))?;
     let view = if args.repair {
-        let repaired = check::repair(&storage, file, &report).map_err(|e| failed(file, e))?;
+        let repaired =
+            check::repair(&storage, file, &report, &args.parents()).map_err(|e| failed(file, e))?;
         View::repaired(report, repaired)
     } else {
         View {

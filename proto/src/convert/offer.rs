@@ -19,6 +19,7 @@ impl From<ImageFormat> for v1::ImageFormat {
             ImageFormat::VhdxFixed => Self::VhdxFixed,
             ImageFormat::VhdDynamic => Self::VhdDynamic,
             ImageFormat::VhdFixed => Self::VhdFixed,
+            ImageFormat::Qcow2 => Self::Qcow2,
         }
     }
 }
@@ -30,6 +31,7 @@ fn image_format(value: i32) -> Result<ImageFormat, Invalid> {
         Ok(v1::ImageFormat::VhdxFixed) => Ok(ImageFormat::VhdxFixed),
         Ok(v1::ImageFormat::VhdDynamic) => Ok(ImageFormat::VhdDynamic),
         Ok(v1::ImageFormat::VhdFixed) => Ok(ImageFormat::VhdFixed),
+        Ok(v1::ImageFormat::Qcow2) => Ok(ImageFormat::Qcow2),
         Ok(v1::ImageFormat::Unspecified) | Err(_) => Err(unknown_kind("format", value)),
     }
 }

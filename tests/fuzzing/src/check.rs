@@ -6,6 +6,7 @@ use std::sync::Arc;
 use sitepair_disk::ErrorKind;
 use sitepair_disk::check::{CheckOptions, check, repair};
 use sitepair_disk::open::{OpenOptions, open_image};
+use sitepair_disk::parent::Parents;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::fake::FakeStorage;
 
@@ -48,7 +49,7 @@ fn both(storage: &FakeStorage) {
         );
     }
     assert_eq!(storage.operation_count(), before, "looking has written");
-    match repair(&shared, path, &report) {
+    match repair(&shared, path, &report, &Parents::Refused) {
         Ok(done) => {
             assert!(
                 done.after.counts.errors <= report.counts.errors,
@@ -57,7 +58,7 @@ fn both(storage: &FakeStorage) {
             if report.counts.errors > 0 {
                 assert_eq!(storage.operation_count(), before, "errors are not touched");
             }
-            let again = repair(&shared, path, &done.after).unwrap();
+            let again = repair(&shared, path, &done.after, &Parents::Refused).unwrap();
             assert!(again.done.is_empty(), "{done:#?} {again:#?}");
         }
         // The log could not be replayed, or what is at the parent's place could not be read.

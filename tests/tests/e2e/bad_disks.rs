@@ -61,11 +61,11 @@ fn unusable_images_are_refused_and_leave_nothing(swapped: bool) {
         let missing = file("missing.vhdx");
         let folder = file("folder.raw");
         fs::create_dir(&folder)?;
-        let qcow = file("foreign.qcow2");
+        let old = file("old.qcow2");
         tools::run(
             Command::new("qemu-img")
-                .args(["create", "-q", "-f", "qcow2"])
-                .arg(&qcow)
+                .args(["create", "-q", "-f", "qcow2", "-o", "compat=0.10"])
+                .arg(&old)
                 .arg("8M"),
         )?;
         let empty = file("empty.raw");
@@ -78,7 +78,7 @@ fn unusable_images_are_refused_and_leave_nothing(swapped: bool) {
         let cases = [
             (&missing, "missing.vhdx", &[][..]),
             (&folder, "folder.raw", &[]),
-            (&qcow, "qcow", &[]),
+            (&old, "compat=1.1", &[]),
             (&empty, "empty.raw", &[]),
             (&odd, "odd.raw", &[]),
             (&damaged, "damaged.vhdx", &[]),

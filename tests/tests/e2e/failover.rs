@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use sitepair_tests::ctl::EXIT_REFUSED;
+use sitepair_tests::disks::DiskFormat;
 use sitepair_tests::site::PairOptions;
-use sitepair_tests::wait;
+use sitepair_tests::{tools, wait};
 
 use crate::both_ways;
-use crate::scene::{DATA, LIMIT, SYSTEM, Vm, on_stage};
+use crate::scene::{DATA, DiskPlan, LIMIT, SYSTEM, Vm, on_stage};
 
 both_ways!(
     three_rounds_lose_nothing,
     a_writer_is_disconnected_only_when_told_to,
     replication_back_waits_for_reverse_when_told_to,
+    a_qcow2_survives_a_killed_agent_and_comes_home_whole,
 );
 
 fn three_rounds_lose_nothing(swapped: bool) {
@@ -119,5 +121,42 @@ fn replication_back_waits_for_reverse_when_told_to(swapped: bool) {
         let resting = vm.shut_down(pair, second, guest)?;
         vm.check_point_against(pair, second)?;
         vm.check_all(&resting, &vm.uris(pair, second)?)
+    });
+}
+
+fn a_qcow2_survives_a_killed_agent_and_comes_home_whole(swapped: bool) {
+    const QCOW2: DiskPlan = DiskPlan {
+        format: DiskFormat::Qcow2,
+        ..SYSTEM
+    };
+    on_stage(PairOptions::swapped(swapped), |pair| {
+        let (first, second) = (pair.first(), pair.second());
+        let vm = Vm::create(pair, "vm", &[QCOW2])?;
+        let guest = vm.protect_and_boot(pair)?;
+        vm.wait_replicating(pair, second)?;
+        // While new clusters are given out.
+        for _ in 0..3 {
+            guest.wait_writes(50)?;
+            pair.kill9(first)?;
+            pair.start_agent(first)?;
+        }
+        guest.wait_writes(50)?;
+        let resting = vm.shut_down(pair, first, guest)?;
+        vm.check_point_against(pair, first)?;
+
+        pair.ctl().failover(&vm.group, &[])?;
+        let there = vm.uris(pair, second)?;
+        vm.check_all(&resting, &there)?;
+        let guest = resting.resume(&there)?;
+        vm.wait_replicating(pair, first)?;
+        guest.wait_writes(50)?;
+        let resting = vm.shut_down(pair, second, guest)?;
+        pair.ctl().failover(&vm.group, &[])?;
+        vm.check_all(&resting, &vm.uris(pair, first)?)?;
+        vm.check_point_against(pair, first)?;
+
+        let (_, file) = &vm.disks()[0];
+        ensure!(pair.sigterm(first)?.success(), "the agent did not end well");
+        tools::check(file, "qcow2")
     });
 }

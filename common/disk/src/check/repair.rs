@@ -55,7 +55,8 @@ pub struct Repaired {
     pub after: Report,
 }
 
-/// Mends what is safe to mend of a report's findings.
+/// Mends what is safe to mend of a report's findings. A differencing disk whose log is to be replayed is opened with
+/// `parents`, read-only.
 ///
 /// # Errors
 /// [`DiskError::Invalid`] when the file is not as the report says, [`DiskError::Locked`] while anybody has it open, those
@@ -64,6 +65,7 @@ pub fn repair(
     storage: &Arc<dyn Storage>,
     path: &Path,
     report: &Report,
+    parents: &Parents,
 ) -> Result<Repaired, DiskError> {
     let options = CheckOptions {
         format: Some(format_of(report)),
@@ -98,7 +100,7 @@ pub fn repair(
     if after.has(&vhdx_found::LOG_DIRTY) {
         // The driver takes a lock of its own.
         drop(file);
-        match replay(storage, path) {
+        match replay(storage, path, parents) {
             Ok(replayed) => done.push(replayed),
             Err(e) if e.kind() == ErrorKind::Parent => {
                 let why = format!("the log cannot be replayed without the parent: {e}");
@@ -137,15 +139,11 @@ fn mended(kind: &Kind, offset: Option<u64>, text: impl Into<String>) -> Mended {
     Mended { code, offset, text }
 }
 
-/// Parents are opened, read-only, where the check looks for them: in the disk's folder.
-fn replay(storage: &Arc<dyn Storage>, path: &Path) -> Result<Mended, DiskError> {
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
+fn replay(storage: &Arc<dyn Storage>, path: &Path, parents: &Parents) -> Result<Mended, DiskError> {
     let options = OpenOptions {
         format: Some(Format::Vhdx),
         read_only: false,
-        parents: Parents::Inside(folder.unwrap_or(Path::new(".")).to_owned()),
+        parents: parents.clone(),
     };
     open_image(storage, path, options)?.close()?;
     Ok(mended(

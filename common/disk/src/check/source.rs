@@ -79,6 +79,15 @@ impl<'a> Source<'a> {
         self.zeros.insert(from, to);
     }
 
+    /// The first place from `from` to `to` over which something is laid.
+    pub(super) fn first_laid(&self, from: u64, to: u64) -> Option<u64> {
+        let page = self.pages.range(from / PAGE * PAGE..to).next();
+        let zeros = self.zeros.range(..to).next_back();
+        let zeroed = zeros.filter(|(_, end)| **end > from);
+        let places = [page.map(|(at, _)| *at), zeroed.map(|(start, _)| *start)];
+        places.into_iter().flatten().min().map(|at| at.max(from))
+    }
+
     /// The file ends no earlier than here. False where that is longer than any file we check.
     pub(super) fn grow(&mut self, length: u64) -> bool {
         self.length = self.length.max(length);
@@ -155,6 +164,10 @@ mod tests {
         source.lay_zeros(12_288, 16_384);
         source.lay_zeros(4096, 8192);
         assert_eq!(source.zeros.len(), 1);
+        assert_eq!(source.first_laid(0, 4096), None);
+        assert_eq!(source.first_laid(0, 4097), Some(4096));
+        assert_eq!(source.first_laid(5000, 6000), Some(5000));
+        assert_eq!(source.first_laid(16_384, 20_000), None);
         assert!(source.grow(24_576));
         let bytes = source.bytes(0, 24_576).unwrap();
         let runs: Vec<(u8, usize)> = bytes

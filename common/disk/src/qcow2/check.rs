@@ -1,7 +1,8 @@
 //! The refcounts of a qcow2 file against what is in use, before anything is written to it.
 //!
-//! Owns: one walk through all tables. Receives a file and its header; gives out that writing is safe, or where it would
-//! not be. Does not do: repairs; clusters that are counted and not used (they are lost space, not damage).
+//! Owns: one walk through all tables. Receives a file and its header; gives out that writing is safe, which counts a
+//! crash left out, or where the file is damaged. Does not do: writing; clusters that are counted and not used (they are
+//! lost space, not damage).
 //!
 //! Needed because imago believes the refcounts: a cluster that is in use and not counted would be given to the next
 //! write, were it the header itself.
@@ -35,8 +36,17 @@ struct Walk<'a> {
     used: Vec<u8>,
 }
 
-/// Checks that each cluster in use is in the file, is used once, and is counted.
-pub(super) fn check(file: &dyn BlockFile, header: &Header, name: &str) -> Result<(), DiskError> {
+/// Most counts that a crash can have left out. imago makes a table, or a block of counts, at a time.
+const LOST_MAX: usize = 64;
+
+/// Checks that each cluster in use is in the file, is used once, and is counted. Gives the places of counts that a
+/// crash left out, each the last byte of a big-endian number that is 0 and must be 1; none for an image that was closed,
+/// in which a missing count is damage.
+pub(super) fn check(
+    file: &dyn BlockFile,
+    header: &Header,
+    name: &str,
+) -> Result<Vec<u64>, DiskError> {
     let length = file
         .length()
         .map_err(|e| DiskError::io(format!("read the length of {name}"), e))?;
@@ -163,7 +173,8 @@ impl Walk<'_> {
     }
 
     /// Compares each block of counts with what is used.
-    fn check_counts(&self, table: u64, bytes: u64) -> Result<(), DiskError> {
+    fn check_counts(&self, table: u64, bytes: u64) -> Result<Vec<u64>, DiskError> {
+        let mut lost = Vec::new();
         let cluster = self.header.cluster();
         let counts = self.header.counts_per_block();
         let clusters = self.length.div_ceil(cluster);
@@ -174,18 +185,26 @@ impl Walk<'_> {
             if at + 8 <= table + bytes {
                 self.read(&mut entry, at)?;
             }
-            match u64::from_be_bytes(entry) & REFBLOCK_OFFSET {
+            let block_at = u64::from_be_bytes(entry) & REFBLOCK_OFFSET;
+            match block_at {
                 0 => block.fill(0),
                 offset => self.read(&mut block, offset)?,
             }
             let first = index * counts;
             for number in first..clusters.min(first + counts) {
-                if self.is_used(number) && !self.header.is_counted(&block, number - first) {
-                    let detail = "a cluster is used and not counted";
-                    return Err(self.damaged(number * cluster, detail));
+                if !self.is_used(number) || self.header.is_counted(&block, number - first) {
+                    continue;
+                }
+                let place = self.header.count_at(number - first);
+                match place.filter(|_| block_at != 0 && self.header.is_dirty()) {
+                    Some(place) if lost.len() < LOST_MAX => lost.push(block_at + place),
+                    _ => {
+                        let detail = "a cluster is used and not counted";
+                        return Err(self.damaged(number * cluster, detail));
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(lost)
     }
 }

@@ -37,13 +37,18 @@ pub(super) struct OrderedFile {
 }
 
 impl OrderedFile {
-    pub(super) fn new(file: Arc<dyn BlockFile>, order: Order) -> Self {
+    /// `marked`: the file has the dirty mark from an earlier session.
+    pub(super) fn new(file: Arc<dyn BlockFile>, order: Order, marked: bool) -> Self {
         Self {
             file,
             order,
-            marked: Mutex::new(false),
+            marked: Mutex::new(marked),
             poison: OnceLock::new(),
         }
+    }
+
+    pub(super) fn is_ordered(&self) -> bool {
+        self.order == Order::EachWrite
     }
 
     pub(super) fn file(&self) -> &dyn BlockFile {

@@ -116,6 +116,17 @@ impl Header {
         }
     }
 
+    /// Where in a block the last byte of the refcount with that number is; none where counts are less than a byte.
+    pub(super) fn count_at(&self, number: u64) -> Option<u64> {
+        let bytes = 1_u64 << self.refcount_order.checked_sub(3)?;
+        Some((number + 1) * bytes - 1)
+    }
+
+    /// Whether it was not closed: its refcounts may be wrong.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.incompatible & DIRTY != 0
+    }
+
     /// Refuses what we cannot serve, and tables that are larger than the file, before anything is read into memory.
     pub(super) fn check(&self, length: u64, name: &str, read_only: bool) -> Result<(), DiskError> {
         let unsupported = |what: String| Err(DiskError::Unsupported { what });
@@ -154,8 +165,6 @@ impl Header {
             "of version 2, which cannot be marked while it is open (qemu-img amend -o compat=1.1),"
         } else if self.incompatible & CORRUPT != 0 {
             "which is marked as corrupt (repair it with qemu-img check -r all),"
-        } else if self.incompatible & DIRTY != 0 {
-            "which was not closed cleanly (repair it with qemu-img check -r all),"
         } else if self.snapshots > 0 {
             "which has internal snapshots (delete them with qemu-img snapshot -d),"
         } else if self.autoclear != 0 {

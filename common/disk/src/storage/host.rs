@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{CWD, FallocateFlags, RenameFlags, SeekFrom};
+use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::{BlockFile, FileExtent, FileId, LockKind, OpenMode, Storage};
@@ -42,7 +42,9 @@ impl HostStorage {
 impl Storage for HostStorage {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn BlockFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).mode(FILE_RIGHTS);
+        // Without waiting: a named pipe would wait for its other end.
+        let no_wait = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag of open(2)");
+        options.read(true).mode(FILE_RIGHTS).custom_flags(no_wait);
         match mode {
             OpenMode::Read => {}
             OpenMode::ReadWrite => {
@@ -52,7 +54,15 @@ impl Storage for HostStorage {
                 options.write(true).create_new(true);
             }
         }
-        Ok(Arc::new(HostFile::new(options.open(path)?)?))
+        let file = options.open(path).map_err(|e| {
+            // How sockets answer.
+            if e.raw_os_error() == Some(Errno::NXIO.raw_os_error()) {
+                neither_file_nor_disk()
+            } else {
+                e
+            }
+        })?;
+        Ok(Arc::new(HostFile::new(file)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -138,6 +148,13 @@ fn or_here(path: &Path) -> &Path {
     }
 }
 
+fn neither_file_nor_disk() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        "it is neither a file nor a disk",
+    )
+}
+
 struct HostFile {
     file: File,
     is_device: bool,
@@ -151,6 +168,10 @@ impl HostFile {
         let kind = file.metadata()?.file_type();
         if kind.is_dir() {
             return Err(io::Error::from(io::ErrorKind::IsADirectory));
+        }
+        // Character devices answer at once, even if they make no good disks.
+        if kind.is_fifo() || kind.is_socket() {
+            return Err(neither_file_nor_disk());
         }
         Ok(Self {
             file,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sitepair_disk::Image;
 use sitepair_disk::check::{CheckOptions, Facts, LogState, Report, Severity, check, repair};
+use sitepair_disk::parent::Parents;
 use sitepair_disk::storage::host::HostStorage;
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
 use tempfile::TempDir;
@@ -201,7 +202,7 @@ fn the_dirty_log_of_another_program_is_repaired() {
     };
     assert_eq!((facts.log, facts.blocks_present), (LogState::Dirty, 18));
     let storage: Arc<dyn sitepair_disk::storage::Storage> = Arc::new(HostStorage::new());
-    let repaired = repair(&storage, &file, &report).unwrap();
+    let repaired = repair(&storage, &file, &report, &Parents::Refused).unwrap();
     assert_eq!(repaired.done.len(), 1);
     assert!(repaired.after.worst <= Some(Severity::Note));
     let Facts::Vhdx(facts) = &repaired.after.facts else {

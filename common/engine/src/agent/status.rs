@@ -253,5 +253,6 @@ pub fn format_name(format: ImageFormat) -> &'static str {
         ImageFormat::VhdxFixed => "vhdx-fixed",
         ImageFormat::VhdDynamic => "vhd-dynamic",
         ImageFormat::VhdFixed => "vhd-fixed",
+        ImageFormat::Qcow2 => "qcow2",
     }
 }

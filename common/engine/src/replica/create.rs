@@ -44,6 +44,7 @@ pub fn image_path(
             ImageFormat::Raw => "raw",
             ImageFormat::VhdxDynamic | ImageFormat::VhdxFixed => "vhdx",
             ImageFormat::VhdDynamic | ImageFormat::VhdFixed => "vhd",
+            ImageFormat::Qcow2 => "qcow2",
         };
         return Ok(site
             .replica_dir

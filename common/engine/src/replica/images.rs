@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sitepair_disk::qcow2::Qcow2Image;
 use sitepair_disk::raw::RawImage;
 use sitepair_disk::storage::Storage;
 use sitepair_disk::vhd::{self, VhdImage};
@@ -28,6 +29,11 @@ pub(super) fn create(
         ImageFormat::VhdxFixed => create_vhdx(storage, row, Kind::Fixed),
         ImageFormat::VhdDynamic => create_vhd(storage, row, vhd::Kind::Dynamic),
         ImageFormat::VhdFixed => create_vhd(storage, row, vhd::Kind::Fixed),
+        // A new qcow2 is for filling only: opened anew, it is one to rely on.
+        ImageFormat::Qcow2 => Qcow2Image::create(&**storage, &row.path, row.size_bytes)
+            .and_then(|new| new.close())
+            .and_then(|()| Qcow2Image::open(&**storage, &row.path, false))
+            .map(shared),
     };
     created.map_err(|e| ReplicaError::disk(format!("create image {}", row.path.display()), e))
 }
@@ -97,6 +103,7 @@ fn open_as(
         ImageFormat::VhdDynamic | ImageFormat::VhdFixed => {
             VhdImage::open(Arc::clone(storage), &row.path, read_only).map(shared)
         }
+        ImageFormat::Qcow2 => Qcow2Image::open(&**storage, &row.path, read_only).map(shared),
     };
     let image =
         opened.map_err(|e| ReplicaError::disk(format!("open image {}", row.path.display()), e))?;

@@ -7,7 +7,7 @@ kinds! {
     TOO_SHORT, Error, "hrl-file-too-short", "the file ends before the structures that every change log has", "remove it from the journal: the cycle is sent again, or is lost";
     COOKIE, Error, "hrl-cookie", "the file does not begin as a change log", "check that this is the file meant";
     VERSION, Error, "hrl-version", "the version is not 2.0, or the type is not 0", "read it with the program that made it";
-    HEADER_CHECKSUM, Warning, "hrl-header-checksum", "the header's checksum does not hold", "nothing if Windows made the file, whose checksum follows another rule; otherwise the header was damaged";
+    HEADER_CHECKSUM, Note, "hrl-header-checksum", "the header's checksum does not hold", "nothing if Windows made the file, whose checksum follows another rule; otherwise the header was damaged";
     NOT_CLOSED, Error, "hrl-not-closed", "the log was not closed: its writer was interrupted", "nothing: such a log counts for nothing, and the cycle is sent again";
     HEADER_ERROR, Warning, "hrl-header-error", "the writer has noted an error in the header", "find the reason in the logs of the program that wrote it";
     HEADER_RESERVED, Note, "hrl-header-reserved", "reserved bytes of the header are not zero", "nothing";

@@ -7,6 +7,7 @@ use super::vhdx::{HEADERS, good, options, set_bat};
 use super::*;
 use crate::ErrorKind;
 use crate::image::Image;
+use crate::parent::Parents;
 use crate::storage::Storage;
 use crate::storage::fake::What;
 use crate::vhdx::layout::MIB;
@@ -22,8 +23,12 @@ fn checked(storage: &FakeStorage) -> Report {
     check(storage, path(), CheckOptions::default()).unwrap()
 }
 
+fn inside() -> Parents {
+    Parents::Inside("/".into())
+}
+
 fn mended(storage: &FakeStorage) -> Repaired {
-    repair(&shared(storage), path(), &checked(storage)).unwrap()
+    repair(&shared(storage), path(), &checked(storage), &inside()).unwrap()
 }
 
 /// The codes that a repair of the bytes answers, and the file after it, which is clean.
@@ -152,11 +157,11 @@ fn a_file_that_changed_or_is_in_use_is_not_touched() {
     let storage = storage_of(&[("/disk", &bytes)]);
     let report = checked(&storage);
     let reader = open_locked(&storage, path(), true).unwrap();
-    let refusal = repair(&shared(&storage), path(), &report).unwrap_err();
+    let refusal = repair(&shared(&storage), path(), &report, &inside()).unwrap_err();
     assert_eq!(refusal.kind(), ErrorKind::Locked);
     drop(reader);
     storage.overwrite(path(), TABLES[0] as u64, &[0]).unwrap();
-    let refusal = repair(&shared(&storage), path(), &report).unwrap_err();
+    let refusal = repair(&shared(&storage), path(), &report, &inside()).unwrap_err();
     assert_eq!(refusal.kind(), ErrorKind::Invalid);
     assert!(
         storage.operations().iter().all(|operation| {
@@ -179,7 +184,7 @@ fn a_power_loss_within_a_repair_leaves_a_file_that_can_be_repaired() {
                 let storage = storage_of(&[("/disk", &bytes)]);
                 let report = checked(&storage);
                 storage.die_after(count);
-                repair(&shared(&storage), path(), &report).unwrap_err();
+                repair(&shared(&storage), path(), &report, &inside()).unwrap_err();
                 let after = storage.crash(seed);
                 assert_eq!(
                     checked(&after).counts.errors,

@@ -187,6 +187,11 @@ fn damage_of_logs() {
     for forbidden in [0, 65_536, 131_072, MIB, 6 * MIB] {
         finds(&dirty(&[page(forbidden)]), &["vhdx-log-target"]);
     }
+    // Bytes of a block.
+    finds(
+        &dirty(&[page(4 * MIB + 8192)]),
+        &["vhdx-log-dirty", "vhdx-log-target"],
+    );
     let endless = Entry {
         zeros: vec![(2 * MIB, u64::MAX - 3 * MIB + 1)],
         ..Entry::new(0, 5)

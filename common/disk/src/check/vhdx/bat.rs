@@ -198,6 +198,7 @@ impl Pass<'_> {
             });
             // It claims that space all the same.
         }
+        self.check_log(index, block, entry);
         let size = self.table.disk.size_bytes;
         let from = block * self.table.disk.block_bytes;
         if from >= size {
@@ -208,6 +209,18 @@ impl Pass<'_> {
         self.take(index, entry, size.saturating_sub(from), || {
             format!("block {block}")
         });
+    }
+
+    /// A log is for metadata: what it holds for a block's bytes would go over newer ones.
+    fn check_log(&mut self, index: u64, block: u64, entry: u64) {
+        let place = self.table.space(index, entry);
+        let source = self.table.source;
+        let laid = place.and_then(|place| source.first_laid(place.offset, place.end()));
+        if let Some(at) = laid {
+            self.report.add(&found::LOG_TARGET, "log", at, || {
+                format!("expected changes of metadata, found one of block {block} at {at}")
+            });
+        }
     }
 
     fn bitmap(&mut self, index: u64, chunk: u64, entry: u64) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sitepair_disk::open::{Format, OpenOptions, open_image, probe};
 use sitepair_disk::parent::Parents;
+use sitepair_disk::qcow2::Qcow2Image;
 use sitepair_disk::vhd::{self, VhdImage};
 use sitepair_disk::vhdx::{Kind, VhdxImage};
 use sitepair_disk::{DiskError, Image};
@@ -334,13 +335,9 @@ fn open_to_protect(
             };
             Ok((Arc::new(image), format))
         }
-        // Each of its writes would wait for the disk, and after each crash someone would have to repair it before
-        // its guest could start.
-        Format::Qcow2 => Err(DiskError::Unsupported {
-            what: format!(
-                "protecting {}, a qcow2 image (convert it to raw or VHDX first),",
-                disk.path.display()
-            ),
-        }),
+        Format::Qcow2 => {
+            let image = Qcow2Image::open(&*context.storage, &disk.path, false)?;
+            Ok((Arc::new(image), ImageFormat::Qcow2))
+        }
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn format_code(format: ImageFormat) -> i64 {
         ImageFormat::VhdxFixed => 3,
         ImageFormat::VhdDynamic => 4,
         ImageFormat::VhdFixed => 5,
+        ImageFormat::Qcow2 => 6,
     }
 }
 
@@ -52,6 +53,7 @@ pub(super) fn format(row: &Row<'_>, column: usize) -> rusqlite::Result<ImageForm
         3 => Ok(ImageFormat::VhdxFixed),
         4 => Ok(ImageFormat::VhdDynamic),
         5 => Ok(ImageFormat::VhdFixed),
+        6 => Ok(ImageFormat::Qcow2),
         other => Err(rusqlite::Error::IntegralValueOutOfRange(column, other)),
     }
 }

@@ -31,8 +31,9 @@ pub(super) fn format(text: &str) -> Result<Option<Format>, Status> {
         "raw" => Ok(Some(Format::Raw)),
         "vhd" => Ok(Some(Format::Vhd)),
         "vhdx" => Ok(Some(Format::Vhdx)),
+        "qcow2" => Ok(Some(Format::Qcow2)),
         _ => Err(Status::invalid_argument(format!(
-            "format {text:?} is not known: use raw, vhd or vhdx"
+            "format {text:?} is not known: use raw, vhd, vhdx or qcow2"
         ))),
     }
 }
