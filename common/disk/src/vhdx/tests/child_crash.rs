@@ -44,7 +44,7 @@ fn run_crash(seed: u64) {
             );
         }
     }
-    assert!(storage.is_dead() || image.flush().is_ok());
+    assert!(image.flush().is_ok() || storage.is_dead());
     drop(image);
     for crash in [0, 1, 2, 3 + seed, 1000 + seed] {
         let after = storage.crash(crash);
