@@ -266,11 +266,12 @@ fn write_side(shared: &Shared, mut to: TcpStream, queue: &Receiver<Chunk>, upwar
         // Invariant 2: the link is asked after the delay, or silence would begin late.
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let Some(rate) = shared.passable() else { break };
+        // Counted before they are through: whoever has them finds them counted.
+        let n = bytes.len() as u64;
+        counter.fetch_add(n, Ordering::SeqCst);
         if to.write_all(&bytes).is_err() {
             break;
         }
-        let n = bytes.len() as u64;
-        counter.fetch_add(n, Ordering::Relaxed);
         if let Some(rate) = rate {
             thread::sleep(Duration::from_nanos(
                 n.saturating_mul(1_000_000_000) / rate.max(1),

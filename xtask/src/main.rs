@@ -104,7 +104,7 @@ fn test(args: &[&str]) -> Result<()> {
         "--locked",
     ]))
     .run()?;
-    let mut tests = cargo(&["test", "--workspace", "--locked"]);
+    let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]);
     match args {
         [] => {}
         [filter] => {
