@@ -1,9 +1,9 @@
 //! Overlays: a disk that takes writes above one that must not change.
 //!
 //! Owns: one file, which holds the blocks that were written and the record of which those are. Receives
-//! the image below, which it only reads. Gives out an [`Image`].
+//! the image below, which it only reads, unless it is told to [sink into it](Overlay::sink_into). Gives out an [`Image`].
 //!
-//! Does not do: keep what is below from changing; fold itself into anything.
+//! Does not do: keep what is below from changing.
 //!
 //! Little-endian, sparse:
 //!
@@ -11,9 +11,12 @@
 //! offset          length       content
 //! 0               4096         header
 //! 4096            512 x S      which blocks are here: one bit for each block of 4 KiB
+//! L               16           the boot of the host that the live bits are of
+//! L + 4096        blocks / 8   live bits: the same, as it is in memory
 //! D               disk's size  the blocks, each at D + its offset on the disk
 //!
-//! S = ceil(blocks / 4064)      D = 4096 + 512 x S, rounded up to 1 MiB
+//! S = ceil(blocks / 4064)      L = 4096 + 512 x S, rounded up to 4096
+//! D = L + 4096 + ceil(blocks / 8), rounded up to 1 MiB
 //! ```
 //!
 //! The header, written once:
@@ -30,20 +33,21 @@
 //! 4092    4       CRC-32C of bytes 0 to 4091
 //! ```
 //!
-//! A sector of bits is one of [`sector`](crate::blocks::sector).
+//! A sector of bits is one of [`sector`](crate::blocks::sector). The lowest live bit of a byte is the first.
 //!
 //! # Invariants
-//! 1. A bit is on disk only after the block that it speaks of: data is synced before the bits are written.
-//!    Bits are never taken back. So every sector of a torn overlay reads as before or as after a write, and as after
-//!    it once a flush that followed it returned.
+//! 1. A bit is on disk only after the block that it speaks of: data is synced before the bits are written. So every
+//!    sector of a torn overlay reads as before or as after a write, and as after it once a flush that followed it returned.
 //! 2. A block that is here only in part is none: its first write brings the rest up from below.
 //! 3. The blocks that take space are at most those of the cap.
+//! 4. A live bit is written before a write is answered. So a process that is killed takes nothing with it.
+//! 5. A bit is taken back only after the image below holds the block durably, and before that block is written there.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use sitepair_disk::storage::{BlockFile, LockKind, OpenMode, Storage};
 use sitepair_disk::{DiskError, ErrorKind, ExtentKind, Geometry, Identity, Image, Run, ZeroMode};
@@ -54,23 +58,29 @@ use crate::blocks::sector::{SECTOR_BITS, SECTOR_BYTES, Sector, encode_sector};
 use crate::blocks::set::BlockSet;
 use crate::locked;
 
+mod drain;
 mod header;
+mod live;
 mod load;
 mod space;
 #[cfg(test)]
 mod tests;
+mod write;
 
 use header::Header;
+use live::{BootId, Live};
 pub use space::Space;
-
-/// Most zeros that are written at once where a file system cannot make holes.
-const ZEROS_BYTES: usize = 1 << 20;
 
 /// A disk that takes writes above another. See the module.
 pub struct Overlay {
     path: PathBuf,
     file: Arc<dyn BlockFile>,
-    below: Arc<dyn Image>,
+    below: RwLock<Arc<dyn Image>>,
+    /// Blocks that are not here are written below.
+    sinks: AtomicBool,
+    /// Blocks that were written here since they were last copied down.
+    touched: BlockSet,
+    live: Live,
     header: Header,
     geometry: Geometry,
     /// Blocks that are here.
@@ -100,7 +110,7 @@ enum Owner {
 
 impl Overlay {
     /// Makes an overlay without blocks at `path`, where there must be nothing, above `below`. It has the id
-    /// `id`, and takes its blocks' space from `space`. Durable on return.
+    /// `id`, and takes its blocks' space from `space`. `boot` is this boot of the host. Durable on return.
     ///
     /// # Errors
     /// `AlreadyExists` where there is something; the storage's.
@@ -109,6 +119,7 @@ impl Overlay {
         path: &Path,
         below: Arc<dyn Image>,
         id: [u8; 16],
+        boot: BootId,
         space: Arc<Space>,
     ) -> Result<Self, DiskError> {
         let header = Header {
@@ -121,13 +132,14 @@ impl Overlay {
         file.lock(LockKind::Exclusive).map_err(failed)?;
         file.set_length(header.file_bytes()).map_err(failed)?;
         file.write_at(&header.encode(), 0).map_err(failed)?;
+        Live::begin(&*file, &header, boot).map_err(failed)?;
         file.sync().map_err(failed)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         storage.sync_dir(folder).map_err(failed)?;
         Ok(Self::new(path, file, below, header, space))
     }
 
-    /// Opens the overlay at `path` above `below`, which must be what it was made above.
+    /// Opens the overlay at `path` above `below`, which must be what it was made above. `boot` is this boot of the host.
     ///
     /// # Errors
     /// `Corrupt`; `Parent` when it was made above something else; `Locked`; the storage's.
@@ -135,6 +147,7 @@ impl Overlay {
         storage: &dyn Storage,
         path: &Path,
         below: Arc<dyn Image>,
+        boot: BootId,
         space: Arc<Space>,
     ) -> Result<Self, DiskError> {
         let failed = |e| DiskError::io(format!("open {}", path.display()), e);
@@ -154,7 +167,7 @@ impl Overlay {
             });
         }
         let overlay = Self::new(path, file, below, header, space);
-        overlay.load()?;
+        overlay.load(boot)?;
         Ok(overlay)
     }
 
@@ -174,7 +187,10 @@ impl Overlay {
         Self {
             path: path.to_owned(),
             file,
-            below,
+            below: RwLock::new(below),
+            sinks: AtomicBool::new(false),
+            touched: BlockSet::new(blocks),
+            live: Live::default(),
             header,
             geometry,
             owned: BlockSet::new(blocks),
@@ -200,6 +216,10 @@ impl Overlay {
                 end.min(self.header.size_bytes) - offset,
             ));
         }
+    }
+
+    fn below(&self) -> Arc<dyn Image> {
+        Arc::clone(&self.below.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn check(&self, offset: u64, length: u64) -> Result<Extent, DiskError> {
@@ -272,133 +292,6 @@ impl Overlay {
         }
     }
 
-    /// Takes room for the blocks of a range that have none yet. Gives their number, to be given back on a failure.
-    fn reserve(&self, blocks: &Range<u64>) -> Result<u64, DiskError> {
-        let mut wanted = 0;
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let (owner, until) = self.owner_at(at, blocks.end);
-            if owner != Owner::Data {
-                wanted += until - at;
-            }
-            at = until;
-        }
-        self.space.take(wanted)?;
-        Ok(wanted)
-    }
-
-    /// Runs what writes data into `blocks`; afterwards they are here and take space. The range must be locked.
-    fn with_data(
-        &self,
-        blocks: &Range<u64>,
-        write: impl FnOnce() -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
-        let reserved = self.reserve(blocks)?;
-        write().inspect_err(|_| self.space.give_back(reserved))?;
-        self.holes.remove_range(blocks.start, blocks.end);
-        self.own(blocks);
-        Ok(())
-    }
-
-    /// The blocks are here from now on. What they hold is written already: invariant 1.
-    fn own(&self, blocks: &Range<u64>) {
-        let there = self.owned.next_run(blocks.start, blocks.end, u64::MAX);
-        if there.as_ref() == Some(blocks) {
-            return;
-        }
-        self.owned.insert_range(blocks.start, blocks.end);
-        locked(&self.unsaved).extend(blocks.start / SECTOR_BITS..blocks.end.div_ceil(SECTOR_BITS));
-    }
-
-    /// Brings a block up from below before a part of it is written: invariant 2.
-    fn bring_up(&self, block: u64) -> Result<(), DiskError> {
-        if self.owner_at(block, block + 1).0 != Owner::Below {
-            return Ok(());
-        }
-        let offset = block * BLOCK_BYTES;
-        let length = BLOCK_BYTES.min(self.header.size_bytes - offset);
-        let mut buf = vec![0; usize::try_from(length).expect("at most a block")];
-        self.below.read_at(&mut buf, offset)?;
-        self.file
-            .write_at(&buf, self.header.data_offset() + offset)
-            .map_err(|e| self.io("copy up", Extent::new(offset, length), e))
-    }
-
-    /// Writes less than whole blocks too; the range must be locked.
-    fn write(&self, buf: &[u8], extent: Extent) -> Result<(), DiskError> {
-        let blocks = blocks_of(extent);
-        self.with_data(&blocks, || {
-            let whole = self.whole_blocks(extent);
-            for block in [blocks.start, blocks.end - 1] {
-                if !whole.contains(&block) {
-                    self.bring_up(block)?;
-                }
-            }
-            self.file
-                .write_at(buf, self.header.data_offset() + extent.offset)
-                .map_err(|e| self.io("write", extent, e))
-        })
-    }
-
-    /// The blocks that a range covers whole; the disk's last one may be short.
-    fn whole_blocks(&self, extent: Extent) -> Range<u64> {
-        let end = extent.offset + extent.length;
-        let first = extent.offset.div_ceil(BLOCK_BYTES);
-        let last = if end == self.header.size_bytes {
-            end.div_ceil(BLOCK_BYTES)
-        } else {
-            end / BLOCK_BYTES
-        };
-        first..last.max(first)
-    }
-
-    /// Makes whole blocks zeros; the range must be locked.
-    fn zero(&self, blocks: &Range<u64>, mode: ZeroMode) -> Result<(), DiskError> {
-        let offset = blocks.start * BLOCK_BYTES;
-        let end = (blocks.end * BLOCK_BYTES).min(self.header.size_bytes);
-        let extent = Extent::new(offset, end - offset);
-        let at = self.header.data_offset() + offset;
-        if mode != ZeroMode::KeepAllocated {
-            // Also where no block is: a write that failed may have left bytes there.
-            match self.file.punch_hole(at, extent.length) {
-                Ok(()) => {
-                    let mut freed = 0;
-                    self.pieces(extent, |piece, owner| {
-                        if owner == Owner::Data {
-                            freed += piece.length.div_ceil(BLOCK_BYTES);
-                        }
-                        Ok(())
-                    })?;
-                    self.holes.insert_range(blocks.start, blocks.end);
-                    self.own(blocks);
-                    self.space.give_back(freed);
-                    return Ok(());
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {}
-                Err(e) => return Err(self.io("make zeros of", extent, e)),
-            }
-        }
-        self.with_data(blocks, || self.write_zeros(extent))
-    }
-
-    fn write_zeros(&self, extent: Extent) -> Result<(), DiskError> {
-        let failed = |e| self.io("make zeros of", extent, e);
-        let at = self.header.data_offset() + extent.offset;
-        match self.file.zero_range(at, extent.length) {
-            Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {}
-            done => return done.map_err(failed),
-        }
-        let zeros = vec![0; ZEROS_BYTES];
-        let mut done = 0;
-        while done < extent.length {
-            let left = usize::try_from(extent.length - done).unwrap_or(usize::MAX);
-            let part = &zeros[..left.min(ZEROS_BYTES)];
-            self.file.write_at(part, at + done).map_err(failed)?;
-            done += u64::try_from(part.len()).expect("at most a buffer");
-        }
-        Ok(())
-    }
-
     /// One round: what was written before it is durable after it.
     fn flush_round(&self) -> Result<(), DiskError> {
         let changed = std::mem::take(&mut *locked(&self.unsaved));
@@ -427,6 +320,17 @@ impl Overlay {
         }
         encode_sector(bits.into_iter())
     }
+}
+
+/// The sectors that hold the bits of these blocks.
+fn sectors_of(blocks: &Range<u64>) -> Range<u64> {
+    blocks.start / SECTOR_BITS..blocks.end.div_ceil(SECTOR_BITS)
+}
+
+/// Whole blocks as a range of bytes.
+fn extent_of(blocks: &Range<u64>) -> Extent {
+    let length = (blocks.end - blocks.start) * BLOCK_BYTES;
+    Extent::new(blocks.start * BLOCK_BYTES, length)
 }
 
 /// The blocks that a range touches.
@@ -464,7 +368,7 @@ impl Image for Overlay {
             let (part, after) = std::mem::take(&mut rest).split_at_mut(length);
             rest = after;
             match owner {
-                Owner::Below => self.below.read_at(part, piece.offset),
+                Owner::Below => self.below().read_at(part, piece.offset),
                 Owner::Hole => {
                     part.fill(0);
                     Ok(())
@@ -482,7 +386,16 @@ impl Image for Overlay {
         if extent.length > 0 {
             let blocks = blocks_of(extent);
             let _held = self.locks.lock(blocks.start, blocks.end);
-            self.write(buf, extent)?;
+            let mut rest = buf;
+            self.place(extent, |piece, below| {
+                let length = usize::try_from(piece.length).expect("part of a buffer");
+                let (part, after) = rest.split_at(length);
+                rest = after;
+                match below {
+                    Some(below) => below.write_at(part, piece.offset, false),
+                    None => self.write_here(part, piece),
+                }
+            })?;
         }
         if fua { self.flush() } else { Ok(()) }
     }
@@ -497,26 +410,11 @@ impl Image for Overlay {
         let extent = self.check(offset, length)?;
         if length > 0 {
             let blocks = blocks_of(extent);
-            let whole = self.whole_blocks(extent);
             let _held = self.locks.lock(blocks.start, blocks.end);
-            let end = offset + length;
-            let (from, to) = (whole.start * BLOCK_BYTES, whole.end * BLOCK_BYTES);
-            if whole.is_empty() {
-                // A part of one block, or of two that meet.
-                self.write(
-                    &vec![0; usize::try_from(length).expect("less than two blocks")],
-                    extent,
-                )?;
-            } else {
-                for (start, stop) in [(offset, from), (to, end)] {
-                    if start < stop {
-                        let zeros =
-                            vec![0; usize::try_from(stop - start).expect("part of a block")];
-                        self.write(&zeros, Extent::new(start, stop - start))?;
-                    }
-                }
-                self.zero(&whole, mode)?;
-            }
+            self.place(extent, |piece, below| match below {
+                Some(below) => below.write_zeroes(piece.offset, piece.length, mode, false),
+                None => self.zero_here(piece, mode),
+            })?;
         }
         if fua { self.flush() } else { Ok(()) }
     }
@@ -532,6 +430,9 @@ impl Image for Overlay {
         self.check(0, 0)?;
         let round = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
         self.flush_round()?;
+        if self.sinks.load(Ordering::Acquire) {
+            self.below().flush()?;
+        }
         *flushed = round;
         Ok(())
     }
@@ -553,10 +454,11 @@ impl Image for Overlay {
                 Owner::Data => going = visit(here(ExtentKind::Data)),
                 Owner::Hole => going = visit(here(ExtentKind::Hole)),
                 Owner::Below => {
-                    self.below.extents(piece.offset, piece.length, &mut |run| {
-                        going = visit(run.below());
-                        going
-                    })?;
+                    self.below()
+                        .extents(piece.offset, piece.length, &mut |run| {
+                            going = visit(run.below());
+                            going
+                        })?;
                 }
             }
             Ok(())

@@ -41,6 +41,11 @@ impl BlockSet {
         }
     }
 
+    /// All members are below this.
+    pub(crate) fn bound(&self) -> u64 {
+        self.length
+    }
+
     /// How many numbers are in the set; approximate while others change it.
     pub(crate) fn count(&self) -> u64 {
         u64::try_from(self.count.load(SeqCst)).unwrap_or(0)

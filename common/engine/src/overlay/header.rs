@@ -11,6 +11,8 @@ use crate::blocks::sector::{SECTOR_BITS, SECTOR_BYTES};
 
 const BYTES: usize = 4096;
 const BITS_OFFSET: u64 = 4096;
+/// Alignment of the live bits, and the bytes before them.
+const LIVE_BYTES: u64 = 4096;
 const DATA_ALIGN: u64 = 1 << 20;
 const MAGIC: &[u8; 8] = b"sitepovl";
 const VERSION: u32 = 1;
@@ -93,9 +95,20 @@ impl Header {
         (offset - BITS_OFFSET) / SECTOR_BYTES as u64 * SECTOR_BITS
     }
 
+    /// Where the boot that the live bits are of is named.
+    pub(super) fn live_offset(&self) -> u64 {
+        self.bits().end.next_multiple_of(LIVE_BYTES)
+    }
+
+    /// Where the live bits are.
+    pub(super) fn live_bits(&self) -> Range<u64> {
+        let start = self.live_offset() + LIVE_BYTES;
+        start..start + block_count(self.size_bytes).div_ceil(8)
+    }
+
     /// Offset of the disk's first block.
     pub(super) fn data_offset(&self) -> u64 {
-        self.bits().end.next_multiple_of(DATA_ALIGN)
+        self.live_bits().end.next_multiple_of(DATA_ALIGN)
     }
 
     /// Length of the file.

@@ -8,11 +8,12 @@ use sitepair_model::extent::{BLOCK_BYTES, block_count};
 
 use super::Overlay;
 use super::header::Header;
+use super::live::{BootId, Live};
 use crate::blocks::sector::{SECTOR_BYTES, decode_sector};
 
 impl Overlay {
     /// Reads which blocks are here, and which of them are holes.
-    pub(super) fn load(&self) -> Result<(), DiskError> {
+    pub(super) fn load(&self, boot: BootId) -> Result<(), DiskError> {
         let failed = |e| DiskError::io(format!("read the blocks of {}", self.path.display()), e);
         let blocks = block_count(self.header.size_bytes);
         for run in data_runs(&*self.file, self.header.bits()).map_err(failed)? {
@@ -28,6 +29,16 @@ impl Overlay {
                 for block in bits.map(|b| first + b).take_while(|b| *b < blocks) {
                     self.owned.insert_range(block, block + 1);
                 }
+            }
+        }
+        let saved = self.owned.count();
+        Live::load(&*self.file, &self.header, boot, &self.owned).map_err(failed)?;
+        if self.owned.count() > saved {
+            // What is not durable yet is saved with the next flush.
+            let mut at = 0;
+            while let Some(run) = self.owned.next_run(at, u64::MAX, u64::MAX) {
+                at = run.end;
+                self.unsaved_in(&run);
             }
         }
         self.load_holes().map_err(failed)?;

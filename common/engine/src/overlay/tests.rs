@@ -3,9 +3,13 @@ use sitepair_disk::storage::fake::{FakeStorage, Fault, FaultOn};
 
 use super::*;
 
+mod drain;
+
 const SIZE: u64 = 40 * BLOCK_BYTES + 512;
 const CAP: u64 = 1 << 30;
 const ID: [u8; 16] = [7; 16];
+const BOOT: [u8; 16] = [1; 16];
+const NEXT_BOOT: [u8; 16] = [2; 16];
 
 fn path() -> &'static Path {
     Path::new("/o")
@@ -32,11 +36,15 @@ fn world() -> (FakeStorage, Vec<u8>) {
 }
 
 fn create(storage: &FakeStorage, cap: u64) -> Overlay {
-    Overlay::create(storage, path(), below(storage), ID, Space::new(cap)).unwrap()
+    Overlay::create(storage, path(), below(storage), ID, BOOT, Space::new(cap)).unwrap()
 }
 
 fn open(storage: &FakeStorage) -> Result<Overlay, DiskError> {
-    Overlay::open(storage, path(), below(storage), Space::new(CAP))
+    open_in(storage, BOOT)
+}
+
+fn open_in(storage: &FakeStorage, boot: [u8; 16]) -> Result<Overlay, DiskError> {
+    Overlay::open(storage, path(), below(storage), boot, Space::new(CAP))
 }
 
 fn content(image: &dyn Image) -> Vec<u8> {
@@ -76,12 +84,12 @@ fn change(overlay: &Overlay, model: &mut [u8], random: &mut Random) -> Result<Ex
                 ZeroMode::FastOnly,
             ];
             let mode = mode[usize::try_from(random.below(3)).unwrap()];
-            overlay.write_zeroes(extent.offset, extent.length, mode, false)?;
             model[range].fill(0);
+            overlay.write_zeroes(extent.offset, extent.length, mode, false)?;
         }
         1 => {
-            overlay.discard(extent.offset, extent.length)?;
             model[range].fill(0);
+            overlay.discard(extent.offset, extent.length)?;
         }
         _ => {
             let byte = u8::try_from(random.below(255)).unwrap() + 1;
@@ -146,53 +154,90 @@ fn what_is_below_never_changes_and_is_copied_up_by_the_block() {
     assert_eq!(content(&*below(&storage)), before);
 }
 
+/// What each sector may hold after a power loss: its value at the last flush, and all since.
+struct Allowed {
+    now: Vec<u8>,
+    sectors: Vec<Vec<u8>>,
+    /// The state that a change which failed was to lead to.
+    failed: Option<Vec<u8>>,
+}
+
+impl Allowed {
+    fn new(now: Vec<u8>) -> Self {
+        let sectors = now.chunks(512).map(|s| vec![s[0]]).collect();
+        Self {
+            now,
+            sectors,
+            failed: None,
+        }
+    }
+
+    /// Does one random change.
+    fn change(&mut self, overlay: &Overlay, random: &mut Random) -> Result<Extent, DiskError> {
+        let mut next = self.now.clone();
+        let done = change(overlay, &mut next, random);
+        for (s, values) in self.sectors.iter_mut().enumerate() {
+            // A change that failed may be there, in part.
+            if next[s * 512] != self.now[s * 512] || done.is_err() {
+                values.push(next[s * 512]);
+            }
+        }
+        if done.is_ok() {
+            self.now = next;
+        } else {
+            self.failed = Some(next);
+        }
+        done
+    }
+
+    /// What each sector may hold after a kill: what was answered, and what failed, in part or whole.
+    fn last(&self) -> Vec<Vec<u8>> {
+        let failed = self.failed.as_ref().unwrap_or(&self.now).chunks(512);
+        let pairs = self.now.chunks(512).zip(failed);
+        pairs.map(|(now, next)| vec![now[0], next[0]]).collect()
+    }
+
+    fn flushed(&mut self) {
+        let now = self.now.chunks(512).map(|s| vec![s[0]]);
+        self.sectors = now.collect();
+    }
+
+    fn check(&self, found: &[u8], what: &str) {
+        for ((s, values), sector) in self.sectors.iter().enumerate().zip(found.chunks(512)) {
+            assert!(
+                values.iter().any(|v| sector.iter().all(|b| b == v)),
+                "{what} sector {s}: {} of {values:?}",
+                sector[0]
+            );
+        }
+    }
+}
+
 #[test]
 fn after_a_power_loss_every_sector_is_old_or_new_and_flushed_ones_are_new() {
     for seed in 1..40 {
-        let (storage, mut model) = world();
+        let (storage, model) = world();
         let mut random = Random(seed);
         let overlay = create(&storage, CAP);
-        let sectors = usize::try_from(SIZE / 512).unwrap();
-        // What each sector may hold: its value at the last flush, and all since.
-        let mut allowed: Vec<Vec<u8>> = (0..sectors).map(|s| vec![model[s * 512]]).collect();
+        let mut allowed = Allowed::new(model);
         let dies = 30 + random.below(80);
-        let before = storage.operation_count();
-        storage.die_after(before + dies);
+        storage.die_after(storage.operation_count() + dies);
         for _ in 0..60 {
-            let extent = random.0;
-            let mut next = model.clone();
-            let done = change(&overlay, &mut next, &mut random);
-            for (s, values) in allowed.iter_mut().enumerate() {
-                // A change that failed may be there, in part.
-                if next[s * 512] != model[s * 512] || done.is_err() {
-                    values.push(next[s * 512]);
-                }
-            }
-            if done.is_err() {
+            if allowed.change(&overlay, &mut random).is_err() {
                 break;
             }
-            model = next;
-            if extent.is_multiple_of(5) {
+            if random.below(5) == 0 {
                 if overlay.flush().is_err() {
                     break;
                 }
-                for (s, values) in allowed.iter_mut().enumerate() {
-                    *values = vec![model[s * 512]];
-                }
+                allowed.flushed();
             }
         }
         drop(overlay);
         for crash in 0..6 {
             let left = storage.crash(crash);
-            let found = content(&open(&left).unwrap());
-            for (s, values) in allowed.iter().enumerate() {
-                let sector = &found[s * 512..(s + 1) * 512];
-                assert!(
-                    values.iter().any(|v| sector.iter().all(|b| b == v)),
-                    "seed {seed} crash {crash} sector {s}: {} of {values:?}",
-                    sector[0]
-                );
-            }
+            let found = content(&open_in(&left, NEXT_BOOT).unwrap());
+            allowed.check(&found, &format!("seed {seed} crash {crash}"));
         }
     }
 }
@@ -268,7 +313,7 @@ fn damage_and_another_disk_below_are_told() {
         .unwrap();
     other.set_length(SIZE + 512).unwrap();
     let other = Arc::new(RawImage::open(&storage, Path::new("/other"), true).unwrap());
-    let refused = Overlay::open(&storage, path(), other, Space::new(CAP))
+    let refused = Overlay::open(&storage, path(), other, BOOT, Space::new(CAP))
         .err()
         .unwrap();
     assert_eq!(refused.kind(), ErrorKind::Parent);
@@ -298,4 +343,31 @@ fn writers_of_one_block_lose_nothing() {
         assert_eq!(found[sector * 512], expected, "sector {sector}");
     }
     assert_eq!(found[320 * 512..], before[320 * 512..]);
+}
+
+#[test]
+fn a_killed_process_takes_nothing_that_was_answered() {
+    for seed in 1..30 {
+        let (mut storage, mut model) = world();
+        let mut random = Random(seed);
+        for life in 0..4 {
+            let overlay = match life {
+                0 => create(&storage, CAP),
+                _ => open(&storage).unwrap(),
+            };
+            assert_eq!(content(&overlay), model, "seed {seed} life {life}");
+            for _ in 0..random.below(40) {
+                change(&overlay, &mut model, &mut random).unwrap();
+            }
+            storage = storage.after_kill();
+        }
+        // What the next process flushes is durable, also what the one before it wrote.
+        let overlay = open(&storage).unwrap();
+        overlay.flush().unwrap();
+        drop(overlay);
+        for crash in 0..4 {
+            let overlay = open_in(&storage.crash(crash), NEXT_BOOT).unwrap();
+            assert_eq!(content(&overlay), model, "seed {seed} crash {crash}");
+        }
+    }
 }

@@ -124,6 +124,7 @@ impl ReplicaGroup {
             let made = inner.site.storage.create_dir_all(&folder);
             made.map_err(|e| ReplicaError::file(format!("create folder {}", folder.display()), e))?;
         }
+        let boot = inner.site.env.boot_id();
         let disks = inner
             .disks
             .iter()
@@ -134,9 +135,9 @@ impl ReplicaGroup {
                 let overlay = match make {
                     Make::New => {
                         let id = inner.site.env.random_id();
-                        Overlay::create(storage, &path, below, id, space)
+                        Overlay::create(storage, &path, below, id, boot, space)
                     }
-                    Make::Open => Overlay::open(storage, &path, below, space),
+                    Make::Open => Overlay::open(storage, &path, below, boot, space),
                 };
                 let overlay = overlay
                     .map_err(|e| ReplicaError::disk(format!("open {}", path.display()), e))?;
