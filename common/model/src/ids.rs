@@ -270,7 +270,8 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Milliseconds since 1970 in UTC, as an agent's wall clock had it. Shown to people; never decides.
+/// Milliseconds since 1970 in UTC, as an agent's wall clock had it. Shown to people, and
+/// a measure of points' ages; never decides what comes after what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct UnixMillis(pub i64);
 
