@@ -11,8 +11,9 @@
 //!    there or, for an I/O error, that is unknown until the catalogue is opened anew. Until then it
 //!    refuses every call.
 //! 2. A point, its change logs and the role record that names its cycle appear in one transaction.
-//! 3. A change log's row goes only after the image holds its content ([`Catalog::merged`]) or when the
-//!    whole journal is given up ([`Catalog::reset_journal`]).
+//! 3. A change log's row goes only after the image holds its content ([`Catalog::merged`]), together with the row of
+//!    a log that holds it too ([`Catalog::thinned`]), or when the whole journal is given up
+//!    ([`Catalog::reset_journal`]).
 
 use std::io;
 use std::path::PathBuf;
@@ -334,6 +335,19 @@ pub trait Catalog: Send + Sync {
     /// # Errors
     /// `Conflict` when `oldest` is not a point.
     fn drop_points(&self, group: GroupId, oldest: Cycle) -> Result<(), CatalogError>;
+
+    /// Forgets the points between `after` and `point`, and replaces all change logs of the cycles after `after` up
+    /// to `point` by `logs`, which say the same and are of cycle `point`. Both cycles must be points.
+    ///
+    /// # Errors
+    /// `Conflict` when one of them is not a point, or a log is of another cycle.
+    fn thinned(
+        &self,
+        group: GroupId,
+        after: Cycle,
+        point: Cycle,
+        logs: &[LogRow],
+    ) -> Result<(), CatalogError>;
 
     /// Records that the images hold everything up to `through`, which must be the oldest point:
     /// forgets the change logs up to there.

@@ -15,14 +15,16 @@
 //! 3. An image changes only by initial replication, while there is no point, and by folding change logs
 //!    up to the oldest point's cycle. So no fold changes what a point shows, and repeating one is harmless.
 //! 4. A point is forgotten durably before the first fold that would change what it shows; a point in use is not forgotten.
-//! 5. A change log is removed only after the flushed image holds its content and the catalogue says so.
+//! 5. A change log is removed only after the flushed image, or a durable log of a later cycle, holds its content and
+//!    the catalogue says so.
 //! 6. A change log's content is checked against its strong hash before its first use in this process.
 //! 7. One transfer at a time: a newer one voids the older, and starts only when nothing of the older is on
 //!    its way into an image.
 
 use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use sitepair_disk::storage::Storage;
@@ -30,6 +32,7 @@ use sitepair_disk::{DiskError, ErrorKind, Image};
 use sitepair_model::ids::{Cycle, Digest, DiskId, GenId, GroupId, TestName, UnixMillis};
 use sitepair_model::peer::{TransferBegin, TransferKind};
 use sitepair_model::point::RecoveryPoint;
+use sitepair_model::retention::Policy;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::catalog::{Catalog, CatalogError, DiskRow, GroupRow, LogRow, PointRow, TestRow};
@@ -47,6 +50,7 @@ mod journal;
 mod merge;
 mod seed;
 mod test_failover;
+mod thin;
 mod view;
 
 pub use change_log::{ChangeLog, LogPart};
@@ -111,7 +115,7 @@ struct Inner {
     journal_dir: PathBuf,
     disks: Vec<Disk>,
     role: Arc<dyn CommitRole>,
-    keep_points: AtomicU32,
+    policy: Mutex<Policy>,
     state: Mutex<State>,
     /// Held while a cycle is committed, and while a transfer begins.
     committing: Mutex<()>,
@@ -228,7 +232,7 @@ impl ReplicaGroup {
             journal_dir,
             disks,
             role,
-            keep_points: AtomicU32::new(group.keep_points),
+            policy: Mutex::new(newest(group.keep_points)),
             state: Mutex::new(state),
             committing: Mutex::new(()),
             folding: Mutex::new(()),
@@ -300,7 +304,12 @@ impl ReplicaGroup {
 
     /// Changes the number of points to keep; the next merge goes by it.
     pub fn set_keep_points(&self, keep: u32) {
-        self.inner.keep_points.store(keep, Ordering::Relaxed);
+        self.set_retention(newest(keep));
+    }
+
+    /// Changes which points are kept; the next merge goes by it.
+    pub fn set_retention(&self, policy: Policy) {
+        *lock(&self.inner.policy) = policy;
         self.inner.merge_due.notify_one();
     }
 
@@ -513,6 +522,11 @@ impl State {
             }),
         }
     }
+}
+
+/// The policy that keeps so many of the newest points; at least one.
+fn newest(keep: u32) -> Policy {
+    Policy::Newest(NonZeroU32::new(keep).unwrap_or(NonZeroU32::MIN))
 }
 
 /// Locks; a panic of another holder does not make what is behind it unusable, since every change of it is whole.

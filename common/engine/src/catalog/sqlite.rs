@@ -227,6 +227,18 @@ impl Catalog for SqliteCatalog {
         self.write("drop points", |tx| journal::drop_points(tx, group, oldest))
     }
 
+    fn thinned(
+        &self,
+        group: GroupId,
+        after: Cycle,
+        point: Cycle,
+        logs: &[LogRow],
+    ) -> Result<(), CatalogError> {
+        self.write("record a thinning", |tx| {
+            journal::thinned(tx, group, after, point, logs)
+        })
+    }
+
     fn merged(&self, group: GroupId, through: Cycle) -> Result<(), CatalogError> {
         self.write("record a merge", |tx| journal::merged(tx, group, through))
     }

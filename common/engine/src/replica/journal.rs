@@ -7,6 +7,8 @@
 //! A log's id is made of the generation that wrote the cycle, the disk and the cycle. The id of the log before it is
 //! that of the same disk at the point before, whether or not that point's log is still here, and whether or not the
 //! disk changed in it: so logs follow each other without a gap, also those that a tool took away one by one.
+//! A log that took the place of several, because the points between them went, has the last one's id and names the one
+//! before the first.
 
 use std::collections::HashSet;
 use std::io;
@@ -112,6 +114,18 @@ impl PartFile {
         }
     }
 
+    /// Names for the change log that takes the place of those of the cycles after `after` up to `point`. No log
+    /// of the journal has the name: what it is merged of covers less.
+    pub(super) fn merged(inner: &Inner, disk: &DiskName, after: Cycle, point: Cycle) -> Self {
+        let final_name = format!("{disk}.{}-{point}.hrl", after.next());
+        Self {
+            storage: Arc::clone(&inner.site.storage),
+            path: inner.journal_dir.join(format!("{final_name}.part")),
+            final_name,
+            keep: false,
+        }
+    }
+
     /// Where the file is now.
     pub(super) fn path(&self) -> &Path {
         &self.path
@@ -203,6 +217,22 @@ impl LogOrigin {
             },
             previous: state.points.last().map(|point| LogName::new(point, id)),
             data_write_id,
+            created: inner.site.env.now(),
+        })
+    }
+
+    /// Of a log that says what all logs after the point `after` say up to `point`. It is named as that of `point` alone
+    /// was, by which the log after it knows it.
+    pub(super) fn merged(
+        inner: &Inner,
+        disk: &Disk,
+        after: &PointRow,
+        point: &PointRow,
+    ) -> Result<Self, ReplicaError> {
+        Ok(Self {
+            name: LogName::new(point, disk.row.disk),
+            previous: Some(LogName::new(after, disk.row.disk)),
+            data_write_id: data_write_id(disk)?,
             created: inner.site.env.now(),
         })
     }

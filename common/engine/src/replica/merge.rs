@@ -10,8 +10,7 @@ use std::sync::{Arc, PoisonError};
 use sitepair_disk::{DiskError, Image, ZeroMode};
 use sitepair_model::extent::Extent;
 use sitepair_model::ids::{Cycle, DiskId};
-use sitepair_model::point::merge_through;
-use std::sync::atomic::Ordering;
+use sitepair_model::retention::Plan;
 use tokio_util::sync::CancellationToken;
 
 use super::index::Bytes;
@@ -20,7 +19,7 @@ use super::{Disk, Inner, ReplicaError, ReplicaGroup, State, blocking, lock};
 use crate::catalog::{LogRow, PointRow};
 
 /// Bytes that one read from a change log takes.
-const FOLD_BYTES: usize = 1 << 20;
+pub(super) const FOLD_BYTES: usize = 1 << 20;
 
 /// A replica's images when it has become the source.
 pub type PromotedImages = Vec<(DiskId, Arc<dyn Image>)>;
@@ -46,8 +45,8 @@ impl ReplicaGroup {
         }
     }
 
-    /// Lets go of the oldest points beyond the number to keep, and folds into the images whatever is not after
-    /// the oldest point. Receiving goes on meanwhile. Blocks. Gives the cycle that the images are at
+    /// Lets go of the points that retention does not keep: thins out those between kept ones, then folds into the
+    /// images whatever is not after the oldest kept one. Receiving goes on meanwhile. Blocks. Gives the cycle that the images are at
     /// if anything was folded.
     ///
     /// # Errors
@@ -56,12 +55,20 @@ impl ReplicaGroup {
         let inner = &*self.inner;
         let _one = lock(&inner.folding);
         inner.reopen_failed_images()?;
-        let Some((through, forgotten)) = inner.state().due(inner.keep_points()) else {
+        while inner.thin_once()? {}
+        let plan = inner.plan(&inner.state());
+        let Some((through, forgotten)) = inner.state().due(&plan) else {
             return Ok(None);
         };
         inner.forget_points(through, forgotten)?;
         inner.fold(through)?;
         Ok(Some(through))
+    }
+
+    /// What retention would let go now.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        self.inner.plan(&self.inner.state())
     }
 
     /// Makes the images what the newest point, `through`, shows, and gives them to the caller, who becomes
@@ -91,18 +98,17 @@ impl ReplicaGroup {
 
 impl State {
     /// What to merge through, and the points that go with it; takes them off the list.
-    fn due(&mut self, keep: usize) -> Option<(Cycle, Vec<PointRow>)> {
+    fn due(&mut self, plan: &Plan) -> Option<(Cycle, Vec<PointRow>)> {
         if self.closed.is_some() {
             return None;
         }
-        let cycles: Vec<Cycle> = self.points.iter().map(|p| p.cycle).collect();
-        let in_use: Vec<Cycle> = self.pins.keys().copied().collect();
-        let oldest = *cycles.first()?;
-        match merge_through(&cycles, keep, &in_use) {
-            Some(through) => Some((through, self.take_points_before(through))),
-            None if self.logs.iter().any(|l| l.cycle <= oldest) => Some((oldest, Vec::new())),
-            None => None,
-        }
+        let oldest = self.points.first()?.cycle;
+        // A point may have come into use since the plan was made.
+        let in_use = self.pins.keys().next().copied();
+        let kept = *plan.keep.first()?;
+        let through = in_use.map_or(kept, |c| c.min(kept)).max(oldest);
+        let unfolded = self.logs.iter().any(|l| l.cycle <= oldest);
+        (through > oldest || unfolded).then(|| (through, self.take_points_before(through)))
     }
 
     /// Ends receiving at the newest point; takes all older points off the list.
@@ -125,10 +131,6 @@ impl State {
 }
 
 impl Inner {
-    fn keep_points(&self) -> usize {
-        usize::try_from(self.keep_points.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
-    }
-
     /// Forgets points durably, before a fold changes what they show: invariant 4.
     fn forget_points(&self, oldest: Cycle, points: Vec<PointRow>) -> Result<(), ReplicaError> {
         if points.is_empty() {
@@ -155,7 +157,7 @@ impl Inner {
             .collect();
         for disk in &self.disks {
             if old.iter().any(|l| l.disk == disk.row.disk) {
-                let layers = self.layers(disk.row.disk, through)?;
+                let layers = self.layers(disk.row.disk, Cycle::NONE, through)?;
                 disk.fold(&layers)?;
                 disk.flush()?;
             }
@@ -176,14 +178,19 @@ impl Inner {
                 state.verified.remove(&log.file_name);
             }
         }
-        for log in &old {
+        self.remove_logs(&old);
+        Ok(())
+    }
+
+    /// Removes files that count no more.
+    pub(super) fn remove_logs(&self, logs: &[LogRow]) {
+        for log in logs {
             let path = self.log_path(&log.file_name);
             if let Err(error) = self.site.storage.remove(&path) {
                 // It counts no more, and goes when the replica is opened next.
                 tracing::warn!(path = %path.display(), %error, "a merged change log stays");
             }
         }
-        Ok(())
     }
 }
 
@@ -216,7 +223,7 @@ impl Disk {
 }
 
 /// Goes through an extent in parts of the buffer's size: `each(skip, part)`.
-fn copy(
+pub(super) fn copy(
     extent: Extent,
     buf: &mut [u8],
     mut each: impl FnMut(u64, &mut [u8]) -> Result<(), DiskError>,

@@ -26,7 +26,7 @@ impl ReplicaGroup {
         let pin = Pin::new(&self.inner, cycle)?;
         let disk = self.inner.disk(disk)?;
         let id = self.inner.state_id(disk.row.disk, cycle)?;
-        let layers = self.inner.layers(disk.row.disk, cycle)?;
+        let layers = self.inner.layers(disk.row.disk, Cycle::NONE, cycle)?;
         let base = disk.image()?;
         let geometry = Geometry {
             read_only: true,
@@ -133,9 +133,14 @@ impl Inner {
         Ok(id)
     }
 
-    /// The journal's change logs of one disk up to a cycle.
-    pub(super) fn layers(&self, disk: DiskId, through: Cycle) -> Result<Layers, ReplicaError> {
-        let opened = self.open_logs(disk, through)?;
+    /// The journal's change logs of one disk after a cycle, up to another.
+    pub(super) fn layers(
+        &self,
+        disk: DiskId,
+        after: Cycle,
+        through: Cycle,
+    ) -> Result<Layers, ReplicaError> {
+        let opened = self.open_logs(disk, after, through)?;
         let mut index = RangeIndex::default();
         let mut files = Vec::with_capacity(opened.len());
         for (log, (row, file)) in opened.into_iter().enumerate() {
@@ -154,7 +159,12 @@ impl Inner {
     }
 
     /// Opens them before a merge that ends meanwhile can remove them; open files stay readable.
-    fn open_logs(&self, disk: DiskId, through: Cycle) -> Result<Vec<OpenLog>, ReplicaError> {
+    fn open_logs(
+        &self,
+        disk: DiskId,
+        after: Cycle,
+        through: Cycle,
+    ) -> Result<Vec<OpenLog>, ReplicaError> {
         let _still = self
             .log_files
             .read()
@@ -163,7 +173,7 @@ impl Inner {
         let wanted: Vec<LogRow> = state
             .logs
             .iter()
-            .filter(|l| l.disk == disk && l.cycle <= through)
+            .filter(|l| l.disk == disk && l.cycle > after && l.cycle <= through)
             .cloned()
             .collect();
         drop(state);

@@ -194,6 +194,15 @@ impl Catalog for Mortal {
     fn drop_points(&self, group: GroupId, oldest: Cycle) -> Result<(), CatalogError> {
         self.write(|c| c.drop_points(group, oldest))
     }
+    fn thinned(
+        &self,
+        group: GroupId,
+        after: Cycle,
+        point: Cycle,
+        logs: &[LogRow],
+    ) -> Result<(), CatalogError> {
+        self.write(|c| c.thinned(group, after, point, logs))
+    }
     fn merged(&self, group: GroupId, through: Cycle) -> Result<(), CatalogError> {
         self.write(|c| c.merged(group, through))
     }

@@ -31,7 +31,7 @@ fn bytes(log: &ChangeLog) -> Vec<u8> {
 }
 
 /// A log as a tool would have it, in a folder of its own.
-fn exported(log: &ChangeLog, to: &FakeStorage) -> HrlReader {
+pub(crate) fn exported(log: &ChangeLog, to: &FakeStorage) -> HrlReader {
     let path = Path::new("/").join(log.file_name());
     let file = to.open(&path, OpenMode::CreateNew).unwrap();
     file.write_at(&bytes(log), 0).unwrap();

@@ -9,3 +9,4 @@ mod faults;
 mod points;
 mod refusals;
 mod support;
+mod thinning;

@@ -97,7 +97,8 @@ async fn a_point_in_view_is_not_merged_away() {
     }
     let held = group.view(disk_id(0), Cycle(3)).unwrap();
     assert_eq!(group.merge().unwrap(), Some(Cycle(3)));
-    assert_eq!(cycles(&group), [3, 4, 5]);
+    // The one between goes when merging its log is worth it.
+    assert!([&[3, 4, 5][..], &[3, 5]].contains(&&cycles(&group)[..]));
     assert_eq!(content(&*held), source.cuts[&3][0]);
     assert!(matches!(
         group.promote(Cycle(5)),

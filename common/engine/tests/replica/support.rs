@@ -316,7 +316,7 @@ pub(crate) async fn send_all(
     Ok(())
 }
 
-/// Sends a whole cycle and commits it.
+/// Sends a whole cycle and commits it; its cut was so many seconds after 1970 as its number says.
 pub(crate) async fn ship(
     group: &ReplicaGroup,
     from: u64,
@@ -325,7 +325,10 @@ pub(crate) async fn ship(
 ) -> Result<Committed, PeerError> {
     let mut transfer = group.begin(cycle_begin(from, to)).await?;
     send_all(&mut transfer, frames).await?;
-    let commit = commit_of(frames);
+    let commit = TransferCommit {
+        cut_at: UnixMillis(i64::try_from(to).unwrap() * 1000),
+        ..commit_of(frames)
+    };
     let committed = transfer.commit(commit.clone()).await?;
     assert_eq!(committed.cycle, Cycle(to));
     assert_eq!(committed.digest, cycle_digest(&commit.disks));

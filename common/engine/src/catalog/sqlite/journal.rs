@@ -92,17 +92,48 @@ pub(super) fn drop_points(
     group: GroupId,
     oldest: Cycle,
 ) -> Result<(), Fault> {
-    let cycle = small("cycle", oldest.0)?;
-    let sql = "SELECT count(*) FROM points WHERE group_id = ?1 AND cycle = ?2";
-    let found: i64 = tx.query_row(sql, params![group.as_bytes(), cycle], |row| row.get(0))?;
-    if found != 1 {
-        return Err(Fault::Conflict(format!("cycle {oldest} is not a point")));
-    }
+    check_point(tx, group, oldest)?;
     tx.execute(
         "DELETE FROM points WHERE group_id = ?1 AND cycle < ?2",
-        params![group.as_bytes(), cycle],
+        params![group.as_bytes(), small("cycle", oldest.0)?],
     )?;
     Ok(())
+}
+
+fn check_point(tx: &Transaction<'_>, group: GroupId, cycle: Cycle) -> Result<(), Fault> {
+    let sql = "SELECT count(*) FROM points WHERE group_id = ?1 AND cycle = ?2";
+    let wanted = params![group.as_bytes(), small("cycle", cycle.0)?];
+    let found: i64 = tx.query_row(sql, wanted, |row| row.get(0))?;
+    if found == 1 {
+        Ok(())
+    } else {
+        Err(Fault::Conflict(format!("cycle {cycle} is not a point")))
+    }
+}
+
+pub(super) fn thinned(
+    tx: &Transaction<'_>,
+    group: GroupId,
+    after: Cycle,
+    point: Cycle,
+    logs: &[LogRow],
+) -> Result<(), Fault> {
+    check_point(tx, group, after)?;
+    check_point(tx, group, point)?;
+    if let Some(log) = logs.iter().find(|l| l.cycle != point) {
+        let why = format!("change log {} is not of cycle {point}", log.file_name);
+        return Err(Fault::Conflict(why));
+    }
+    let (from, to) = (small("cycle", after.0)?, small("cycle", point.0)?);
+    tx.execute(
+        "DELETE FROM points WHERE group_id = ?1 AND cycle > ?2 AND cycle < ?3",
+        params![group.as_bytes(), from, to],
+    )?;
+    tx.execute(
+        "DELETE FROM logs WHERE group_id = ?1 AND cycle > ?2 AND cycle <= ?3",
+        params![group.as_bytes(), from, to],
+    )?;
+    logs.iter().try_for_each(|log| put_log(tx, group, log))
 }
 
 pub(super) fn merged(tx: &Transaction<'_>, group: GroupId, through: Cycle) -> Result<(), Fault> {
