@@ -93,6 +93,24 @@ pub fn convert(
     existing: Existing,
     progress: &Progress,
 ) -> Result<Copied, ConvertError> {
+    make(storage, path, new, existing, progress, |image| {
+        copy(from, image, progress).map_err(ConvertError::from)
+    })
+}
+
+/// Makes a new file at `path`, whose content `fill` writes: it gets an image that reads as zeros. Durable on return. After a
+/// failure or a stop nothing of it is left.
+///
+/// # Errors
+/// Those of `fill`, and [`ConvertError`].
+pub fn make<T, E: From<ConvertError>>(
+    storage: &Arc<dyn Storage>,
+    path: &Path,
+    new: &NewImage,
+    existing: Existing,
+    progress: &Progress,
+    fill: impl FnOnce(&dyn Image) -> Result<T, E>,
+) -> Result<T, E> {
     let make = |source| ConvertError::Make {
         path: path.to_owned(),
         source,
@@ -103,11 +121,10 @@ pub fn convert(
     remove_leftovers(&**storage, path);
     let aside = aside(path).map_err(make)?;
     let image = create(storage, &aside, new).map_err(make)?;
-    let filled = copy(from, &*image, progress)
-        .map_err(ConvertError::from)
-        .and_then(|copied| {
-            finish(&**storage, &*image, &aside, path, existing, progress).map(|()| copied)
-        });
+    let filled = fill(&*image).and_then(|value| {
+        finish(&**storage, &*image, &aside, path, existing, progress)?;
+        Ok(value)
+    });
     drop(image);
     if filled.is_err() {
         match storage.remove(&aside) {

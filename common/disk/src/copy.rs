@@ -124,7 +124,7 @@ impl Worker {
 }
 
 /// The parts of `buf` that are not zeros, in whole grains.
-fn stretches(buf: &[u8]) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn stretches(buf: &[u8]) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let grain = |at: usize| at..(at + GRAIN_BYTES).min(buf.len());

@@ -7,6 +7,7 @@
 //! Does not do: networks, async, replication. Every call blocks; callers bring threads.
 
 pub mod check;
+pub mod chunks;
 pub mod compare;
 pub mod convert;
 pub mod copy;
