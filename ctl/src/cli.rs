@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::disk::{DiskCommand, FormatArg, size};
+use crate::materialize::MaterializeArgs;
 
 /// Operates a pair of sitepair agents: protects virtual machines, watches replication, fails over.
 #[derive(Debug, Parser)]
@@ -70,8 +71,25 @@ pub(crate) enum Command {
     Unprotect(UnprotectArgs),
     /// Show both sites, their link and their groups
     Status(StatusArgs),
-    /// List the recovery points of a group
-    Points(GroupArgs),
+    /// List the recovery points of a group, or what retention would make of them
+    Points(PointsArgs),
+    /// Show what is kept of a group, or change it
+    ///
+    /// A policy is a number of points, newest:24, or a grid: all:1h,1m:4h,15m:24h,1h:7d keeps every point of the last hour, one
+    /// a minute up to 4 hours, one each 15 minutes up to a day, one an hour up to a week. Either site takes the change;
+    /// both go by it.
+    Retention(RetentionArgs),
+    /// Keep a recovery point, whatever retention says
+    Pin(PointArgs),
+    /// Let retention decide about a recovery point again
+    Unpin(PointArgs),
+    /// Name a recovery point, or take its name away
+    Label(LabelArgs),
+    /// Write a disk at a recovery point into an image file here
+    ///
+    /// The content is checked on the way, and read again from the file before that has its name. The point is held meanwhile; a
+    /// failover ends the work.
+    Materialize(MaterializeArgs),
     /// Stop sending a group's changes; guest writes go on and are tracked
     Pause(GroupArgs),
     /// Send a group's changes again
@@ -138,7 +156,10 @@ pub(crate) struct ProtectArgs {
     /// Format of the images, when it cannot be told from the file
     #[arg(long, value_name = "raw|vhd|vhdx|qcow2")]
     pub(crate) format: Option<String>,
-    /// Recovery points to keep
+    /// Which recovery points to keep: newest:24, or a grid such as all:1h,1m:4h,15m:24h,1h:7d
+    #[arg(long, value_name = "POLICY", conflicts_with = "keep")]
+    pub(crate) retain: Option<String>,
+    /// Recovery points to keep: the same as --retain newest:N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) keep: Option<u32>,
     /// Time between recovery points, such as 5s or 1m
@@ -180,6 +201,44 @@ pub(crate) struct StatusArgs {
 pub(crate) struct GroupArgs {
     /// Name of the group
     pub(crate) group: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PointsArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// Show which points would go now, why, and what that frees
+    #[arg(long)]
+    pub(crate) plan: bool,
+    /// Plan by this policy instead of the group's
+    #[arg(long, value_name = "POLICY", requires = "plan")]
+    pub(crate) retain: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RetentionArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// The new policy
+    pub(crate) policy: Option<String>,
+    /// Space that the journal may take, such as 500G; 0 for any
+    ///
+    /// Before it is broken the oldest recovery points that nobody holds go early; when none can go, replication waits.
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    pub(crate) cap: Option<u64>,
+    /// Space that must stay free beside the journal, such as 10G; 0 for none
+    #[arg(long, value_name = "BYTES", value_parser = size::parse)]
+    pub(crate) min_free: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LabelArgs {
+    /// Name of the group
+    pub(crate) group: String,
+    /// The recovery point, as `sitepair points` names it
+    pub(crate) cycle: u64,
+    /// The name; empty to take it away
+    pub(crate) text: String,
 }
 
 #[derive(Debug, Args)]

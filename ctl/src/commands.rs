@@ -12,7 +12,7 @@ use crate::cli::{
 use crate::error::Failure;
 use crate::fleet::{Fit, Fleet, other, site_name};
 use crate::progress;
-use crate::view::{Disk, Done, Export, Job, Point, Points, SCHEMA, Test};
+use crate::view::{Disk, Done, Export, Job, Test};
 
 pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs, bar: bool) -> Result<Done, Failure> {
     let site = fleet.first_site();
@@ -51,6 +51,7 @@ pub(crate) async fn protect(fleet: &Fleet, args: ProtectArgs, bar: bool) -> Resu
             group: args.group.clone(),
             disks,
             keep_points: args.keep.unwrap_or(0),
+            policy: args.retain.unwrap_or_default(),
             interval_ms,
             use_existing: args.use_existing,
         })
@@ -211,20 +212,6 @@ async fn wait_open(fleet: &Fleet, site: SiteArg, group: &str) -> Result<Vec<Disk
     }
 }
 
-pub(crate) async fn points(fleet: &Fleet, group: String) -> Result<Points, Failure> {
-    let (site, mut client) = fleet.replica(&group).await?;
-    let request = proto::ListPointsRequest {
-        group: group.clone(),
-    };
-    let reply = client.list_points(request).await?.into_inner();
-    Ok(Points {
-        schema: SCHEMA,
-        site: site_name(site).to_owned(),
-        group,
-        points: reply.points.into_iter().map(Point::from).collect(),
-    })
-}
-
 pub(crate) async fn export(fleet: &Fleet, args: PointArgs) -> Result<Done, Failure> {
     let (_, mut client) = fleet.replica(&args.group).await?;
     let request = proto::ExportPointRequest {
@@ -287,7 +274,7 @@ pub(crate) async fn end_test(fleet: &Fleet, group: String, name: String) -> Resu
     ))
 }
 
-fn done(reply: tonic::Response<proto::CommandReply>) -> Done {
+pub(crate) fn done(reply: tonic::Response<proto::CommandReply>) -> Done {
     let reply = reply.into_inner();
     Done::new(reply.changed, reply.message)
 }

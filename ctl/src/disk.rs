@@ -11,12 +11,17 @@ mod info;
 mod map;
 mod resize;
 pub(crate) mod size;
-mod work;
+pub(crate) mod work;
 
+pub(crate) use create::NewArgs;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, Subcommand, ValueEnum};
+use sitepair_disk::convert::ConvertError;
+use sitepair_disk::copy::CopyError;
 use sitepair_disk::open::{Format, OpenOptions, open_image};
 use sitepair_disk::parent::Parents;
 use sitepair_disk::storage::Storage;
@@ -77,7 +82,7 @@ pub(crate) async fn run(command: DiskCommand, output: Output) -> Result<(), Fail
 }
 
 /// Where the images are.
-fn host() -> Arc<dyn Storage> {
+pub(crate) fn host() -> Arc<dyn Storage> {
     Arc::new(HostStorage::new())
 }
 
@@ -134,8 +139,53 @@ fn refuse_protected(file: &Path) -> Result<(), Failure> {
     )))
 }
 
+/// Where a new image goes. A link is followed: the file that it names is replaced, not the link.
+pub(crate) fn place(target: &Path, force: bool) -> Result<PathBuf, Failure> {
+    let name = target.display();
+    let facts = match fs::metadata(target) {
+        Ok(facts) => facts,
+        Err(_) if target.symlink_metadata().is_ok() => {
+            return Err(Failure::Refused(format!(
+                "{name} is a link that leads nowhere"
+            )));
+        }
+        // Whatever is wrong with the place shows when the image is made there.
+        Err(_) => return Ok(target.to_owned()),
+    };
+    if !facts.is_file() {
+        return Err(Failure::Refused(format!(
+            "{name} is not a file; an image is only made in a file of its own"
+        )));
+    }
+    if !force {
+        return Err(Failure::Refused(format!(
+            "{name} is there already; name another target, or replace it with --force"
+        )));
+    }
+    refuse_protected(target)?;
+    Ok(target.canonicalize()?)
+}
+
+/// Why a new image was not made.
+pub(crate) fn not_made(target: &Path, error: ConvertError) -> Failure {
+    match error {
+        ConvertError::Exists { path } => Failure::Refused(format!(
+            "{} appeared meanwhile, and was left alone",
+            path.display()
+        )),
+        ConvertError::Copy(CopyError::Stopped) => {
+            Failure::Failed(anyhow::anyhow!("stopped; nothing was left behind"))
+        }
+        ConvertError::Copy(CopyError::Write(error))
+        | ConvertError::Replace { source: error, .. }
+        | ConvertError::Make { source: error, .. } => failed(target, error),
+        other @ (ConvertError::Copy(CopyError::Sizes { .. } | CopyError::Read(_))
+        | ConvertError::Finish { .. }) => Failure::Failed(other.into()),
+    }
+}
+
 /// A failure on `file`, with what to do where we know.
-fn failed(file: &Path, error: DiskError) -> Failure {
+pub(crate) fn failed(file: &Path, error: DiskError) -> Failure {
     let name = file.display();
     match error.kind() {
         ErrorKind::Locked => Failure::Refused(format!(

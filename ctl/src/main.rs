@@ -12,6 +12,8 @@ mod error;
 mod fleet;
 mod hrl;
 mod init;
+mod materialize;
+mod points;
 mod progress;
 mod table;
 mod view;
@@ -99,12 +101,15 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let done = match command {
         Command::Status(args) => return status(&fleet, args, output).await,
         Command::Points(args) => {
-            return print(
-                output,
-                &commands::points(&fleet, args.group).await?,
-                |points| table::points(points, Page::here()),
-            );
+            return print(output, &points::list(&fleet, args).await?, |points| {
+                table::points(points, Page::here())
+            });
         }
+        Command::Materialize(args) => return materialize::run(&fleet, args, output).await,
+        Command::Retention(args) => points::retention(&fleet, args).await?,
+        Command::Pin(args) => points::pin(&fleet, args).await?,
+        Command::Unpin(args) => points::unpin(&fleet, args).await?,
+        Command::Label(args) => points::label(&fleet, args).await?,
         Command::Protect(args) => commands::protect(&fleet, args, bar).await?,
         Command::Unprotect(args) => commands::unprotect(&fleet, args).await?,
         Command::Pause(args) => commands::pause(&fleet, args.group).await?,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table};
 use indicatif::{BinaryBytes, HumanDuration};
 
-use crate::view::{Agent, Done, Group, Job, Points, Replica, Status, Test};
+use crate::view::{Agent, Done, Group, Job, Plan, Point, Points, Replica, Status, Test};
 
 /// The paper that is printed on.
 #[derive(Debug, Clone, Copy)]
@@ -224,7 +224,12 @@ fn replica(r: &Replica, page: Page) -> String {
             r.points, r.oldest_cycle, r.newest_cycle
         )
     };
-    format!("{points}{newest}; journal {}", BinaryBytes(r.journal_bytes))
+    let allowed = r
+        .journal_allowed_bytes
+        .filter(|_| r.room != "enough")
+        .map_or_else(String::new, |bytes| format!(" of {}", BinaryBytes(bytes)));
+    let journal = BinaryBytes(r.journal_bytes);
+    format!("{points}{newest}; journal {journal}{allowed}")
 }
 
 fn job(j: &Job) -> String {
@@ -292,21 +297,52 @@ pub(crate) fn points(points: &Points, page: Page) -> String {
     if points.points.is_empty() {
         return format!("group {} has no recovery point yet", points.group);
     }
-    let mut table = page.table(&[
-        "POINT", "CUT AT", "AGE", "KIND", "LABEL", "JOURNAL", "IN USE",
-    ]);
+    let mut columns = vec!["POINT", "CUT AT", "AGE", "KIND", "LABEL", "JOURNAL", "HELD"];
+    if points.plan.is_some() {
+        columns.push("GOES");
+    }
+    let mut table = page.table(&columns);
     for p in &points.points {
-        table.add_row(vec![
+        let mut row = vec![
             p.cycle.to_string(),
             p.cut_at.clone(),
             page.ago(&p.cut_at),
             format!("{}-consistent", p.consistency),
             p.label.clone().unwrap_or_default(),
             BinaryBytes(p.journal_bytes).to_string(),
-            if p.in_use { "yes" } else { "" }.to_owned(),
-        ]);
+            held(p).to_owned(),
+        ];
+        if points.plan.is_some() {
+            row.push(p.goes.clone().unwrap_or_default());
+        }
+        table.add_row(row);
     }
-    table.to_string()
+    match &points.plan {
+        Some(plan) => format!("{table}\n{}", self::plan(plan, points)),
+        None => table.to_string(),
+    }
+}
+
+/// What keeps a point from going.
+fn held(point: &Point) -> &'static str {
+    match (point.pinned, point.in_use) {
+        (true, true) => "pinned, in use",
+        (true, false) => "pinned",
+        (false, true) => "in use",
+        (false, false) => "",
+    }
+}
+
+fn plan(plan: &Plan, points: &Points) -> String {
+    let going = points.points.iter().filter(|p| p.goes.is_some()).count();
+    format!(
+        "by {}: {going} of {} recovery points go; {} of the journal are freed, and up to {} more by merging change \
+         logs",
+        plan.policy,
+        points.points.len(),
+        BinaryBytes(plan.frees_bytes),
+        BinaryBytes(plan.merges_bytes)
+    )
 }
 
 /// Any command that changes something.

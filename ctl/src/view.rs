@@ -74,7 +74,17 @@ pub(crate) struct Group {
     pub(crate) exports: Vec<Export>,
     pub(crate) tests: Vec<Test>,
     pub(crate) interval_ms: u64,
+    /// Of a policy that keeps the newest; 0 for others.
     pub(crate) keep_points: u32,
+    pub(crate) retention: Retention,
+}
+
+/// What is kept of a group.
+#[derive(Debug, Serialize)]
+pub(crate) struct Retention {
+    pub(crate) policy: String,
+    pub(crate) cap_bytes: Option<u64>,
+    pub(crate) min_free_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -108,6 +118,10 @@ pub(crate) struct Replica {
     pub(crate) newest_cycle: u64,
     pub(crate) newest_cut_at: Option<String>,
     pub(crate) journal_bytes: u64,
+    /// What the journal may take, by its cap and by the free space; null for any number of bytes.
+    pub(crate) journal_allowed_bytes: Option<u64>,
+    /// `enough`, `low`, `making` (points go early), `full` (replication waits).
+    pub(crate) room: &'static str,
     pub(crate) receiving_bytes: u64,
 }
 
@@ -159,6 +173,17 @@ pub(crate) struct Points {
     pub(crate) site: String,
     pub(crate) group: String,
     pub(crate) points: Vec<Point>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) plan: Option<Plan>,
+}
+
+/// What retention would do.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan {
+    pub(crate) policy: String,
+    pub(crate) frees_bytes: u64,
+    /// At most.
+    pub(crate) merges_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -169,6 +194,10 @@ pub(crate) struct Point {
     pub(crate) label: Option<String>,
     pub(crate) journal_bytes: u64,
     pub(crate) in_use: bool,
+    pub(crate) pinned: bool,
+    /// Why it would go, in a plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) goes: Option<String>,
 }
 
 /// Any command that changes something.
@@ -188,6 +217,8 @@ pub(crate) struct Done {
     pub(crate) logs: Vec<Log>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) test: Option<Test>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retention: Option<Retention>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<Job>,
 }
@@ -216,6 +247,7 @@ impl Done {
             disks: Vec::new(),
             exports: Vec::new(),
             test: None,
+            retention: None,
             logs: Vec::new(),
             job: None,
         }
@@ -317,6 +349,7 @@ impl From<proto::GroupStatus> for Group {
             tests: g.tests.into_iter().map(Test::from).collect(),
             interval_ms: g.interval_ms,
             keep_points: g.keep_points,
+            retention: Retention::from(g.retention.unwrap_or_default()),
         }
     }
 }
@@ -375,12 +408,21 @@ impl From<proto::SourceStatus> for Source {
 
 impl From<proto::ReplicaStatus> for Replica {
     fn from(r: proto::ReplicaStatus) -> Self {
+        let room = match r.room() {
+            proto::JournalRoom::Unspecified => "unknown",
+            proto::JournalRoom::Enough => "enough",
+            proto::JournalRoom::Low => "low",
+            proto::JournalRoom::Making => "making",
+            proto::JournalRoom::Full => "full",
+        };
         Self {
             points: r.points,
             oldest_cycle: r.oldest_cycle,
             newest_cycle: r.newest_cycle,
             newest_cut_at: optional(time(r.newest_cut_at_ms)),
             journal_bytes: r.journal_bytes,
+            journal_allowed_bytes: r.journal_allowed_bytes,
+            room,
             receiving_bytes: r.receiving_bytes,
         }
     }
@@ -418,6 +460,16 @@ impl From<proto::ExportStatus> for Export {
     }
 }
 
+impl From<proto::Retention> for Retention {
+    fn from(r: proto::Retention) -> Self {
+        Self {
+            policy: r.policy,
+            cap_bytes: r.cap_bytes,
+            min_free_bytes: r.min_free_bytes,
+        }
+    }
+}
+
 impl From<proto::Point> for Point {
     fn from(p: proto::Point) -> Self {
         Self {
@@ -427,6 +479,8 @@ impl From<proto::Point> for Point {
             label: optional(p.label),
             journal_bytes: p.journal_bytes,
             in_use: p.in_use,
+            pinned: p.pinned,
+            goes: None,
         }
     }
 }

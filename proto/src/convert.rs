@@ -14,6 +14,7 @@ pub use transfer::TransferStep;
 
 use bytes::Bytes;
 use sitepair_model::ids::{Digest, DiskId, GenId, Generation, GroupId, InvalidName, Nonce, OpId};
+use sitepair_model::retention::PolicyError;
 
 use crate::v1;
 
@@ -72,6 +73,9 @@ pub enum Invalid {
     /// A name that is not one of ours.
     #[error(transparent)]
     Name(#[from] InvalidName),
+    /// A retention policy that is none.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// No version in common.
     #[error(
         "the other agent speaks versions {min} to {max} of the protocol, this one {own_min} to {own_max}: upgrade the older agent",

@@ -16,6 +16,7 @@ mod groups;
 mod job;
 pub mod log;
 mod nbd_tls;
+mod note;
 mod operator;
 mod peer;
 mod replicator;
@@ -47,7 +48,8 @@ use crate::wire::LinkState;
 use nbd_tls::NbdTls;
 
 pub use command::{CommandError, Done, Unprotect};
-pub use operator::{Asker, Operator, ProtectDisk, ProtectSpec};
+pub use note::Note;
+pub use operator::{Asker, Operator, ProtectDisk, ProtectSpec, RetentionChange};
 pub use peer::PeerFace;
 pub use run::{RunError, run};
 pub use start::start;
@@ -220,7 +222,7 @@ fn offer_of(
         name: row.name.clone(),
         generation,
         disks: disks.collect(),
-        keep_points: row.keep_points,
+        retention: row.retention.clone(),
         use_existing,
         interval_ms: row.interval_ms,
     }

@@ -23,6 +23,7 @@ use sitepair_model::ids::{
 };
 use sitepair_model::peer::ImageFormat;
 use sitepair_model::point::{Consistency, RecoveryPoint};
+use sitepair_model::retention::Retention;
 
 mod schema;
 mod sqlite;
@@ -130,8 +131,8 @@ pub struct GroupRow {
     pub name: GroupName,
     /// Time between cuts in milliseconds.
     pub interval_ms: u64,
-    /// Recovery points to keep.
-    pub keep_points: u32,
+    /// What is kept of it.
+    pub retention: Retention,
     /// When it was protected, by this site's clock.
     pub created_at: UnixMillis,
     /// Further settings, as JSON; of no meaning to the catalogue.
@@ -174,6 +175,8 @@ pub struct PointRow {
     pub consistency: Consistency,
     /// The operator's name for it.
     pub label: Option<String>,
+    /// An operator wants it kept, whatever retention says.
+    pub pinned: bool,
     /// Digest of the cycle.
     pub digest: Digest,
     /// The change logs that are not yet merged, in ascending order of disk ids.
@@ -190,6 +193,7 @@ impl PointRow {
             cut_at: self.cut_at,
             consistency: self.consistency,
             label: self.label.clone(),
+            pinned: self.pinned,
             journal_bytes: self.logs.iter().map(|l| l.file_bytes).sum(),
         }
     }
@@ -283,7 +287,7 @@ pub trait Catalog: Send + Sync {
     /// [`CatalogError`].
     fn groups(&self) -> Result<Vec<GroupRow>, CatalogError>;
 
-    /// Changes a group's interval, number of points to keep and further settings.
+    /// Changes a group's interval, retention and further settings.
     ///
     /// # Errors
     /// `Conflict` when the group is not there.
@@ -323,6 +327,12 @@ pub trait Catalog: Send + Sync {
     /// # Errors
     /// [`CatalogError`].
     fn points(&self, group: GroupId) -> Result<Vec<PointRow>, CatalogError>;
+
+    /// Changes a point's label and pin, to those of `point`.
+    ///
+    /// # Errors
+    /// `Conflict` when the point is not there.
+    fn note_point(&self, group: GroupId, point: &PointRow) -> Result<(), CatalogError>;
 
     /// All change logs of a group's journal, also those of dropped points, by cycle, then disk.
     ///

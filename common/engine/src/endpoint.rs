@@ -11,6 +11,7 @@ use sitepair_model::peer::{
     Committed, FrameExtent, FrameExtentKind, Grant, GroupOffer, Hello, HelloAnswer, TransferBegin,
     TransferCommit,
 };
+use sitepair_model::retention::Retention;
 
 /// Largest payload of one frame in bytes, and the most that its extents may cover with data.
 pub const FRAME_PAYLOAD_MAX: usize = 1 << 20;
@@ -126,6 +127,9 @@ pub trait PeerEndpoint: Send + Sync {
 
     /// Asks the peer to keep a replica of a new group. Repeating it is harmless.
     async fn offer(&self, offer: GroupOffer) -> Result<(), PeerError>;
+
+    /// Tells the peer what is known here of a group's retention; it takes the newer of both, and answers that.
+    async fn settle(&self, group: GroupId, retention: Retention) -> Result<Retention, PeerError>;
 
     /// Tells the peer that the group is no longer protected. Its files stay unless `delete_replica`.
     async fn withdraw(&self, group: GroupId, delete_replica: bool) -> Result<(), PeerError>;

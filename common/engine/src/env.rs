@@ -1,6 +1,9 @@
-//! Time and randomness, behind a trait so that tests own them.
+//! Time, randomness and free space, behind a trait so that tests own them.
 //!
 //! Waiting is done with tokio's timers, which tests pause; this trait only tells the time.
+
+use std::io;
+use std::path::Path;
 
 use sitepair_model::ids::UnixMillis;
 
@@ -17,6 +20,12 @@ pub trait Env: Send + Sync {
 
     /// 16 bytes that nobody can guess.
     fn random_id(&self) -> [u8; 16];
+
+    /// Bytes that may still be written to the file system of `folder`, which exists.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 }
 
 /// The host's clocks and random numbers.
@@ -45,5 +54,10 @@ impl Env for HostEnv {
 
     fn random_id(&self) -> [u8; 16] {
         uuid::Uuid::new_v4().into_bytes()
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(folder)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 }

@@ -22,7 +22,6 @@
 //!    its way into an image.
 
 use std::collections::{BTreeMap, HashSet};
-use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -32,7 +31,7 @@ use sitepair_disk::{DiskError, ErrorKind, Image};
 use sitepair_model::ids::{Cycle, Digest, DiskId, GenId, GroupId, TestName, UnixMillis};
 use sitepair_model::peer::{TransferBegin, TransferKind};
 use sitepair_model::point::RecoveryPoint;
-use sitepair_model::retention::Policy;
+use sitepair_model::retention::Retention;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::catalog::{Catalog, CatalogError, DiskRow, GroupRow, LogRow, PointRow, TestRow};
@@ -48,6 +47,9 @@ mod images;
 mod index;
 mod journal;
 mod merge;
+mod note;
+mod reader;
+mod room;
 mod seed;
 mod test_failover;
 mod thin;
@@ -57,6 +59,8 @@ pub use change_log::{ChangeLog, LogPart};
 pub use create::{Existing, finish_discards, image_path};
 pub use error::ReplicaError;
 pub use merge::PromotedImages;
+pub use reader::PointReader;
+pub use room::{Lack, Room, RoomState};
 pub use test_failover::TestFailover;
 
 /// Where a site keeps its replicas.
@@ -95,8 +99,8 @@ pub trait CommitRole: Send + Sync {
 pub struct ReplicaStatus {
     /// Recovery points.
     pub points: usize,
-    /// Bytes of change logs that are not merged yet.
-    pub journal_bytes: u64,
+    /// Bytes of change logs that are not merged yet, and how many there may be.
+    pub room: Room,
     /// Cut of the newest point by the source's clock.
     pub newest_cut_at: Option<UnixMillis>,
     /// Bytes that the transfer under way has covered, zeros included.
@@ -115,15 +119,19 @@ struct Inner {
     journal_dir: PathBuf,
     disks: Vec<Disk>,
     role: Arc<dyn CommitRole>,
-    policy: Mutex<Policy>,
+    retention: Mutex<Retention>,
     state: Mutex<State>,
     /// Held while a cycle is committed, and while a transfer begins.
     committing: Mutex<()>,
     /// Held while change logs are folded.
     folding: Mutex<()>,
+    /// Held while something is noted about a point.
+    noting: Mutex<()>,
     /// Read-held while a view opens its change logs, write-held while the journal lets some go.
     log_files: RwLock<()>,
     merge_due: Notify,
+    /// The room that was last logged.
+    told: Mutex<RoomState>,
     /// One permit for each write of initial replication that is on its way.
     seed_writes: Arc<Semaphore>,
 }
@@ -145,12 +153,15 @@ struct State {
     /// Points in use, and how many times: by views, and by tests whether or not they are open.
     pins: BTreeMap<Cycle, usize>,
     tests: BTreeMap<TestName, TestRow>,
+    readers: reader::Readers,
     /// Change logs that were checked against their hash.
     verified: HashSet<String>,
     /// Number of the transfer that counts.
     session: u64,
     received: Option<Arc<AtomicU64>>,
     closed: Option<&'static str>,
+    /// What a cycle that found too little room would need at least, until one is committed.
+    wanted_bytes: u64,
 }
 
 impl State {
@@ -221,10 +232,12 @@ impl ReplicaGroup {
             logs,
             pins,
             tests,
+            readers: reader::Readers::default(),
             verified: HashSet::new(),
             session: 0,
             received: None,
             closed: None,
+            wanted_bytes: 0,
         };
         let inner = Inner {
             site,
@@ -232,12 +245,14 @@ impl ReplicaGroup {
             journal_dir,
             disks,
             role,
-            policy: Mutex::new(newest(group.keep_points)),
+            retention: Mutex::new(group.retention.clone()),
             state: Mutex::new(state),
             committing: Mutex::new(()),
             folding: Mutex::new(()),
+            noting: Mutex::new(()),
             log_files: RwLock::new(()),
             merge_due: Notify::new(),
+            told: Mutex::new(RoomState::Enough),
             seed_writes: Arc::new(Semaphore::new(SEED_WRITES)),
         };
         // A merge may have been interrupted.
@@ -296,20 +311,15 @@ impl ReplicaGroup {
         let state = self.inner.state();
         ReplicaStatus {
             points: state.points.len(),
-            journal_bytes: state.logs.iter().map(|l| l.file_bytes).sum(),
+            room: self.inner.room(&state),
             newest_cut_at: state.points.last().map(|p| p.cut_at),
             receiving_bytes: state.received.as_ref().map(|r| r.load(Ordering::Relaxed)),
         }
     }
 
-    /// Changes the number of points to keep; the next merge goes by it.
-    pub fn set_keep_points(&self, keep: u32) {
-        self.set_retention(newest(keep));
-    }
-
-    /// Changes which points are kept; the next merge goes by it.
-    pub fn set_retention(&self, policy: Policy) {
-        *lock(&self.inner.policy) = policy;
+    /// Changes what is kept; the next merge goes by it.
+    pub fn set_retention(&self, retention: Retention) {
+        *lock(&self.inner.retention) = retention;
         self.inner.merge_due.notify_one();
     }
 
@@ -338,6 +348,7 @@ impl ReplicaGroup {
     /// The first image's that cannot be flushed or closed; the others are closed all the same.
     pub fn close(&self) -> Result<(), ReplicaError> {
         let inner = &*self.inner;
+        self.end_readers();
         let _one = lock(&inner.folding);
         let _still = lock(&inner.committing);
         {
@@ -461,7 +472,10 @@ impl Inner {
                 return Err(ReplicaError::AlreadySeeded);
             }
             TransferKind::Seed => {}
-            TransferKind::Cycle { from, to } => state.follows(from, to)?,
+            TransferKind::Cycle { from, to } => {
+                state.follows(from, to)?;
+                self.check_room(&state)?;
+            }
         }
         state.end_transfer();
         let received = Arc::new(AtomicU64::new(0));
@@ -522,11 +536,6 @@ impl State {
             }),
         }
     }
-}
-
-/// The policy that keeps so many of the newest points; at least one.
-fn newest(keep: u32) -> Policy {
-    Policy::Newest(NonZeroU32::new(keep).unwrap_or(NonZeroU32::MIN))
 }
 
 /// Locks; a panic of another holder does not make what is behind it unusable, since every change of it is whole.

@@ -10,6 +10,7 @@ use crate::ids::{
 };
 use crate::lineage::Lineage;
 use crate::point::Consistency;
+use crate::retention::Retention;
 
 /// A role without its data, as told to the peer and to operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,8 +125,8 @@ pub struct GroupOffer {
     pub generation: Generation,
     /// Its disks.
     pub disks: Vec<DiskOffer>,
-    /// Recovery points to keep.
-    pub keep_points: u32,
+    /// What to keep of it.
+    pub retention: Retention,
     /// Whether files that are already there may be written over.
     pub use_existing: bool,
     /// Time between two recovery points in milliseconds, for the day when the receiver is the source; 0

@@ -24,6 +24,8 @@ pub struct RecoveryPoint {
     pub consistency: Consistency,
     /// The operator's name for it.
     pub label: Option<String>,
+    /// An operator wants it kept, whatever retention says.
+    pub pinned: bool,
     /// Bytes of change logs that this point adds; 0 for the point that is the image itself.
     pub journal_bytes: u64,
 }

@@ -29,6 +29,43 @@ pub const TIERS_MAX: usize = 16;
 const WINDOW_MS_MAX: i64 = 100 * 365 * DAY_MS;
 const DAY_MS: i64 = 24 * 3_600_000;
 
+/// What a group's replica keeps, and the room it may take. Both sites know it, since either may be the replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// Which points are kept.
+    pub policy: Policy,
+    /// Bytes that the journal may have; `None` for any number.
+    pub cap_bytes: Option<u64>,
+    /// Bytes that must stay free in the journal's file system; 0 for none.
+    pub min_free_bytes: u64,
+    /// Counts an operator's changes, so that both sites end up with the last one.
+    pub revision: u64,
+}
+
+impl Retention {
+    /// Keeps so many of the newest points, at least one, whatever room they take.
+    #[must_use]
+    pub fn newest(count: u32) -> Self {
+        Self {
+            policy: Policy::newest(count),
+            cap_bytes: None,
+            min_free_bytes: 0,
+            revision: 0,
+        }
+    }
+
+    /// Whether this one takes the place of `other`. Of two changes that were made apart from each other, both sites
+    /// choose the same.
+    #[must_use]
+    pub fn supersedes(&self, other: &Self) -> bool {
+        let order = |r: &Self| {
+            let policy = r.policy.to_string();
+            (r.revision, policy, r.cap_bytes, r.min_free_bytes)
+        };
+        order(self) > order(other)
+    }
+}
+
 /// Which points are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Policy {
@@ -90,6 +127,14 @@ pub enum PolicyError {
     /// Too many tiers.
     #[error("a policy has at most {TIERS_MAX} tiers")]
     TooMany,
+}
+
+impl Policy {
+    /// Keeps so many of the newest points; at least one.
+    #[must_use]
+    pub fn newest(count: u32) -> Self {
+        Self::Newest(NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN))
+    }
 }
 
 impl FromStr for Policy {
@@ -223,6 +268,19 @@ pub enum Reason {
     Thinned,
     /// The journal is at its cap.
     Cap,
+}
+
+impl Reason {
+    /// The reason in words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Count => "enough points are newer",
+            Self::Expired => "older than the last window",
+            Self::Thinned => "another point of its time stays",
+            Self::Cap => "the journal is over its cap",
+        }
+    }
 }
 
 /// What retention would do.

@@ -12,7 +12,7 @@ use sitepair_disk::copy::{Copied, CopyError};
 use sitepair_disk::create::{Kind, NewImage};
 
 use super::create::NewArgs;
-use super::{FormatArg, ParentArgs, Path, PathBuf, failed, host, open, refuse_protected, work};
+use super::{FormatArg, ParentArgs, Path, PathBuf, failed, host, not_made, open, work};
 use crate::cli::Output;
 use crate::error::Failure;
 use crate::view::SCHEMA;
@@ -96,56 +96,25 @@ pub(super) async fn run(args: ConvertArgs, output: Output) -> Result<(), Failure
     crate::print(output, &view, View::sentence)
 }
 
-/// Where the copy goes. A link is followed: the file that it names is replaced, not the link.
+/// Where the copy goes, which must not be where it comes from.
 fn place(args: &ConvertArgs) -> Result<PathBuf, Failure> {
     let target = &args.target;
-    let name = target.display();
-    let facts = match fs::metadata(target) {
-        Ok(facts) => facts,
-        Err(_) if target.symlink_metadata().is_ok() => {
-            return Err(Failure::Refused(format!(
-                "{name} is a link that leads nowhere"
-            )));
-        }
-        // Whatever is wrong with the place shows when the copy is made there.
-        Err(_) => return Ok(target.clone()),
-    };
-    if !facts.is_file() {
+    if let (Ok(source), Ok(there)) = (fs::metadata(&args.source), fs::metadata(target))
+        && there.is_file()
+        && (source.dev(), source.ino()) == (there.dev(), there.ino())
+    {
         return Err(Failure::Refused(format!(
-            "{name} is not a file; a copy is only made in a file of its own"
+            "{} is the source itself; name another target",
+            target.display()
         )));
     }
-    let source = fs::metadata(&args.source)?;
-    if (source.dev(), source.ino()) == (facts.dev(), facts.ino()) {
-        return Err(Failure::Refused(format!(
-            "{name} is the source itself; name another target"
-        )));
-    }
-    if !args.force {
-        return Err(Failure::Refused(format!(
-            "{name} is there already; name another target, or replace it with --force"
-        )));
-    }
-    refuse_protected(target)?;
-    Ok(target.canonicalize()?)
+    super::place(target, args.force)
 }
 
 fn explain(source: &Path, target: &Path, error: ConvertError) -> Failure {
     match error {
-        ConvertError::Exists { path } => Failure::Refused(format!(
-            "{} appeared meanwhile, and was left alone",
-            path.display()
-        )),
-        ConvertError::Copy(CopyError::Stopped) => {
-            Failure::Failed(anyhow::anyhow!("stopped; nothing was left behind"))
-        }
         ConvertError::Copy(CopyError::Read(error)) => failed(source, error),
-        ConvertError::Copy(CopyError::Write(error))
-        | ConvertError::Replace { source: error, .. }
-        | ConvertError::Make { source: error, .. } => failed(target, error),
-        other @ (ConvertError::Copy(CopyError::Sizes { .. }) | ConvertError::Finish { .. }) => {
-            Failure::Failed(other.into())
-        }
+        other => not_made(target, other),
     }
 }
 

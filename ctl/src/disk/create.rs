@@ -65,7 +65,7 @@ pub(crate) enum KindArg {
 
 impl NewArgs {
     /// The format that was named, or the one that the file's name ends with.
-    pub(super) fn format(&self, file: &Path) -> Result<Format, Failure> {
+    pub(crate) fn format(&self, file: &Path) -> Result<Format, Failure> {
         self.format
             .map(Format::from)
             .or_else(|| by_name(file))
@@ -78,7 +78,7 @@ impl NewArgs {
     }
 
     /// The block that was asked for.
-    pub(super) fn block_bytes(&self) -> Result<Option<u32>, Failure> {
+    pub(crate) fn block_bytes(&self) -> Result<Option<u32>, Failure> {
         let too_large = |bytes| Failure::Usage(format!("blocks of {bytes} bytes are too large"));
         self.block
             .map(|bytes| u32::try_from(bytes).map_err(|_| too_large(bytes)))

@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Does `work` on a disk of `total_bytes`, and waits for its end, whatever that is. Signals that ask us to end ask
 /// it to stop.
-pub(super) async fn run<T: Send + 'static>(
+pub(crate) async fn run<T: Send + 'static>(
     what: &'static str,
     total_bytes: u64,
     output: Output,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::view::{Certificate, Disk, Link, SCHEMA, SiteStatus, Source};
+use crate::view::{Certificate, Disk, Link, Retention, SCHEMA, SiteStatus, Source};
 
 fn now() -> jiff::Timestamp {
     "2026-03-01T12:00:00Z".parse().unwrap()
@@ -32,6 +32,11 @@ fn group(name: &str, role: &'static str, activity: &str) -> Group {
         tests: Vec::new(),
         interval_ms: 5000,
         keep_points: 24,
+        retention: Retention {
+            policy: "newest:24".to_owned(),
+            cap_bytes: None,
+            min_free_bytes: 256 << 20,
+        },
     }
 }
 
@@ -104,6 +109,8 @@ fn example() -> Status {
             newest_cycle: 1204,
             newest_cut_at: Some("2026-03-01T11:59:55Z".to_owned()),
             journal_bytes: 345 << 20,
+            journal_allowed_bytes: Some(8 << 30),
+            room: "enough",
             receiving_bytes: 0,
         }),
         ..group("mail", "replica", "receiving")

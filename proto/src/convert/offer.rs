@@ -1,9 +1,10 @@
-//! Offer and Withdraw: groups that begin and end.
+//! Offer, Withdraw and Settle: groups that begin and end, and what is kept of them.
 
 use std::collections::HashSet;
 
 use sitepair_model::ids::GroupId;
 use sitepair_model::peer::{DiskOffer, GroupOffer, ImageFormat};
+use sitepair_model::retention::{Policy, Retention};
 
 use super::{
     DISK_BYTES_MAX, DISKS_MAX, Invalid, PATH_BYTES_MAX, disk_id, generation, group_id, limit,
@@ -94,11 +95,85 @@ impl From<GroupOffer> for v1::OfferRequest {
             name: value.name.as_str().to_owned(),
             generation: Some(value.generation.into()),
             disks: value.disks.into_iter().map(Into::into).collect(),
-            keep_points: value.keep_points,
+            keep_points: keep_points(&value.retention.policy),
             use_existing: value.use_existing,
             interval_ms: value.interval_ms,
+            retention: Some(value.retention.into()),
         }
     }
+}
+
+/// For a receiver that knows nothing else.
+fn keep_points(policy: &Policy) -> u32 {
+    match policy {
+        Policy::Newest(count) => count.get(),
+        Policy::Grid(_) => KEEP_FOR_GRID,
+    }
+}
+
+/// Points that a receiver keeps which knows no grids.
+const KEEP_FOR_GRID: u32 = 1000;
+/// Longest text of a policy in bytes.
+const POLICY_BYTES_MAX: usize = 1024;
+
+impl From<Retention> for v1::Retention {
+    fn from(value: Retention) -> Self {
+        Self {
+            policy: value.policy.to_string(),
+            cap_bytes: value.cap_bytes,
+            min_free_bytes: value.min_free_bytes,
+            revision: value.revision,
+        }
+    }
+}
+
+impl TryFrom<v1::Retention> for Retention {
+    type Error = Invalid;
+    fn try_from(value: v1::Retention) -> Result<Self, Invalid> {
+        limit("policy", value.policy.len(), POLICY_BYTES_MAX)?;
+        Ok(Self {
+            policy: value.policy.parse()?,
+            cap_bytes: value.cap_bytes,
+            min_free_bytes: value.min_free_bytes,
+            revision: value.revision,
+        })
+    }
+}
+
+impl v1::SettleRequest {
+    /// What is known of the retention of `group`.
+    #[must_use]
+    pub fn of(group: GroupId, retention: Retention) -> Self {
+        Self {
+            versions: spoken(),
+            group: to_bytes(group.as_bytes()),
+            retention: Some(retention.into()),
+        }
+    }
+
+    /// The group, and what the sender knows.
+    ///
+    /// # Errors
+    /// [`Invalid`].
+    pub fn settled(self) -> Result<(GroupId, Retention), Invalid> {
+        Ok((group_id(&self.group)?, retention(self.retention)?))
+    }
+}
+
+impl v1::SettleReply {
+    /// What is in force.
+    ///
+    /// # Errors
+    /// [`Invalid`].
+    pub fn settled(self) -> Result<Retention, Invalid> {
+        retention(self.retention)
+    }
+}
+
+fn retention(value: Option<v1::Retention>) -> Result<Retention, Invalid> {
+    value
+        .ok_or(Invalid::Missing { field: "retention" })?
+        .try_into()
 }
 
 impl TryFrom<v1::OfferRequest> for GroupOffer {
@@ -123,7 +198,10 @@ impl TryFrom<v1::OfferRequest> for GroupOffer {
             name: value.name.parse()?,
             generation: generation("generation", value.generation)?,
             disks,
-            keep_points: value.keep_points,
+            retention: match value.retention {
+                Some(retention) => retention.try_into()?,
+                None => Retention::newest(value.keep_points),
+            },
             use_existing: value.use_existing,
             interval_ms: value.interval_ms,
         })

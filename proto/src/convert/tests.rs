@@ -10,6 +10,7 @@ use sitepair_model::peer::{
     PeerSummary, RoleName, TransferBegin, TransferCommit, TransferKind,
 };
 use sitepair_model::point::Consistency;
+use sitepair_model::retention::Retention;
 
 use super::*;
 use crate::negotiate;
@@ -58,7 +59,12 @@ fn an_offer() -> GroupOffer {
         name: "web".parse().unwrap(),
         generation: a_generation(1),
         disks: vec![disk(1, None), disk(2, Some("/srv/web/disk2.vhdx"))],
-        keep_points: 24,
+        retention: Retention {
+            policy: "all:1h,1m:4h".parse().unwrap(),
+            cap_bytes: Some(1 << 40),
+            min_free_bytes: 1 << 30,
+            revision: 3,
+        },
         use_existing: true,
         interval_ms: 30_000,
     }
@@ -215,6 +221,31 @@ fn lists_past_their_limit_are_refused() {
         TransferCommit::try_from(wire),
         Err(Invalid::TooMany { field: "label", .. })
     ));
+}
+
+#[test]
+fn retention_survives_the_wire_and_is_made_up_for_where_it_is_missing() {
+    let (group, retention) = (GroupId::from_bytes([3; 16]), an_offer().retention);
+    let wire = v1::SettleRequest::of(group, retention.clone());
+    assert_eq!(
+        over_the_wire(&wire).settled(),
+        Ok((group, retention.clone()))
+    );
+    let wrong = v1::Retention {
+        policy: "all:1h,5m".into(),
+        ..retention.into()
+    };
+    let wrong = v1::SettleReply {
+        version: 1,
+        retention: Some(wrong),
+    };
+    assert!(matches!(wrong.settled(), Err(Invalid::Policy(_))));
+
+    let mut older: v1::OfferRequest = an_offer().into();
+    assert!(older.keep_points >= 1);
+    (older.keep_points, older.retention) = (7, None);
+    let offer = GroupOffer::try_from(older).unwrap();
+    assert_eq!(offer.retention, Retention::newest(7));
 }
 
 #[test]

@@ -74,6 +74,9 @@ mod tests {
         fn random_id(&self) -> [u8; 16] {
             [9; 16]
         }
+        fn free_bytes(&self, _: &Path) -> std::io::Result<u64> {
+            Ok(u64::MAX)
+        }
     }
 
     #[test]

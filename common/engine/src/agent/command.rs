@@ -6,15 +6,17 @@ use std::sync::Arc;
 use sitepair_model::cause::chain;
 use sitepair_model::group::{Event, ForceOpen, Hold, Refusal, Role, allowed_operations};
 use sitepair_model::ids::{Cycle, DiskId, DiskName, OpId, TestName};
-use sitepair_model::point::RecoveryPoint;
+use sitepair_model::retention::Policy;
 use tokio::sync::oneshot;
 
 use super::export::PointExport;
+use super::note::Note;
+use super::operator::RetentionChange;
 use super::replicator::Order;
 use super::side::{Side, nbd_uri, socket_path};
 use super::status::{
-    DiskStatus, ExportStatus, GroupStatus, Health, JobStatus, ReplicaStatus, SourceStatus,
-    TestStatus,
+    DiskStatus, ExportStatus, GroupStatus, Health, JobStatus, PointList, ReplicaStatus,
+    SourceStatus, TestStatus,
 };
 use super::task::GroupTask;
 use super::test_failover::TestSpec;
@@ -88,7 +90,16 @@ pub(super) enum Command {
         how: Unprotect,
         reply: Answer<Done>,
     },
-    Points(Answer<Vec<(RecoveryPoint, bool)>>),
+    Points {
+        policy: Option<Policy>,
+        reply: Answer<PointList>,
+    },
+    Note {
+        cycle: Cycle,
+        note: Note,
+        reply: Answer<Done>,
+    },
+    Retention(RetentionChange, Answer<Done>),
     Export {
         cycle: Cycle,
         reply: Answer<Vec<ExportStatus>>,
@@ -148,8 +159,12 @@ impl GroupTask {
             Command::Withdraw { how, reply } => {
                 let _ = reply.send(self.withdraw(how).await);
             }
-            Command::Points(reply) => {
-                let _ = reply.send(self.points());
+            Command::Points { policy, reply } => {
+                let _ = reply.send(self.points(policy.as_ref()));
+            }
+            Command::Note { cycle, note, reply } => self.note(cycle, note, reply),
+            Command::Retention(change, reply) => {
+                let _ = reply.send(self.change_retention(change).await);
             }
             Command::Export { cycle, reply } => {
                 let _ = reply.send(self.export(cycle).await);
@@ -288,26 +303,6 @@ impl GroupTask {
         }
     }
 
-    fn points(&self) -> Result<Vec<(RecoveryPoint, bool)>, CommandError> {
-        match &self.side {
-            Side::Replica(side) => Ok(side
-                .group
-                .points()
-                .into_iter()
-                .map(|p| {
-                    let tested = self.tests_status().iter().any(|t| t.cycle == p.cycle);
-                    let in_use = tested || self.exports.contains_key(&p.cycle);
-                    (p, in_use)
-                })
-                .collect()),
-            Side::Source(_) => Err(CommandError::Refused(format!(
-                "this site is the source of group {}; its recovery points are at the other site",
-                self.core.name
-            ))),
-            Side::Shut(why) => Err(CommandError::Failed(why.clone())),
-        }
-    }
-
     async fn export(&mut self, cycle: Cycle) -> Result<Vec<ExportStatus>, CommandError> {
         let Side::Replica(side) = &self.side else {
             return Err(CommandError::Refused(
@@ -352,22 +347,10 @@ impl GroupTask {
     }
 
     fn journal(&self, disk: &DiskName) -> Result<(ReplicaGroup, DiskId), CommandError> {
-        let name = &self.core.name;
-        let side = match &self.side {
-            Side::Replica(side) => side,
-            Side::Source(_) => {
-                return Err(CommandError::Refused(format!(
-                    "the {} site is the source of group {name}; its change logs are kept at the {} \
-                     site: ask that one",
-                    self.context.site,
-                    self.context.site.other()
-                )));
-            }
-            Side::Shut(why) => return Err(CommandError::Failed(why.clone())),
-        };
+        let (name, replica) = (&self.core.name, self.kept_points()?);
         let row = self.core.row();
         match row.disks.iter().find(|d| d.name == *disk) {
-            Some(found) => Ok((side.group.clone(), found.disk)),
+            Some(found) => Ok((replica.clone(), found.disk)),
             None => {
                 let names: Vec<&str> = row.disks.iter().map(|d| d.name.as_str()).collect();
                 Err(CommandError::NotFound(format!(
@@ -502,7 +485,7 @@ impl GroupTask {
                 .collect(),
             tests: self.tests_status(),
             interval_ms: row.interval_ms,
-            keep_points: row.keep_points,
+            retention: row.retention,
         }
     }
 
@@ -520,7 +503,7 @@ impl GroupTask {
             Role::Source if !sending => Health::Warning,
             Role::Fenced { .. } | Role::HandedOver { .. } => Health::Warning,
             _ if self.problem.is_some() => Health::Warning,
-            _ => Health::Ok,
+            _ => self.room_health(),
         }
     }
 
@@ -528,6 +511,7 @@ impl GroupTask {
         let mut messages = Vec::new();
         messages.extend(state.session.trouble.map(|t| t.to_string()));
         messages.extend(self.problem.clone());
+        messages.extend(self.room_message());
         if let Side::Source(side) = &self.side {
             messages.extend(
                 side.group
@@ -570,7 +554,7 @@ fn replica_status(side: &super::side::ReplicaSide) -> ReplicaStatus {
         oldest: points.first().map_or(Cycle::NONE, |p| p.cycle),
         newest: points.last().map_or(Cycle::NONE, |p| p.cycle),
         newest_cut_at: status.newest_cut_at.unwrap_or_default(),
-        journal_bytes: status.journal_bytes,
+        room: Some(status.room),
         receiving_bytes: status.receiving_bytes.unwrap_or(0),
     }
 }

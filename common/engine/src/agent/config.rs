@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use sitepair_model::ids::PairName;
+use sitepair_model::retention::{Policy, Retention};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +88,8 @@ pub struct TlsConfig {
 pub struct ReplicationConfig {
     /// Time between two cuts.
     pub interval: Duration,
-    /// Recovery points kept.
-    pub keep_points: u32,
+    /// Recovery points kept, and the free space that stays beside them.
+    pub retention: Retention,
     /// How long after its death an agent may reopen its exports without asking the other site, in
     /// the same boot of the host.
     pub same_boot_grace: Duration,
@@ -167,6 +168,8 @@ struct File {
 struct ReplicationFile {
     interval: String,
     keep_points: u32,
+    retain: Option<String>,
+    min_free_mib: u64,
     same_boot_grace: String,
     preserve_memory_mib: u64,
     spill_max_mib: u64,
@@ -178,6 +181,8 @@ impl Default for ReplicationFile {
         Self {
             interval: "5s".to_owned(),
             keep_points: 24,
+            retain: None,
+            min_free_mib: 256,
             same_boot_grace: "60s".to_owned(),
             preserve_memory_mib: 64,
             spill_max_mib: 1024,
@@ -257,18 +262,48 @@ impl ReplicationFile {
         check_interval(interval).map_err(|e| ("replication.interval", e))?;
         let grace =
             duration(&self.same_boot_grace).map_err(|e| ("replication.same_boot_grace", e))?;
-        check_keep_points(self.keep_points).map_err(|e| ("replication.keep_points", e))?;
+        let retention = Retention {
+            policy: self.policy()?,
+            cap_bytes: None,
+            min_free_bytes: self.min_free_mib.saturating_mul(1 << 20),
+            revision: 0,
+        };
         if self.hot_zones < 16 {
             return Err(("replication.hot_zones", "must be at least 16".to_owned()));
         }
         Ok(ReplicationConfig {
             interval,
-            keep_points: self.keep_points,
+            retention,
             same_boot_grace: grace,
             preserve_memory_bytes: self.preserve_memory_mib.saturating_mul(1 << 20),
             spill_max_bytes: self.spill_max_mib.saturating_mul(1 << 20),
             hot_zones: self.hot_zones,
         })
+    }
+}
+
+impl ReplicationFile {
+    /// `retain` takes the place of `keep_points`, which says the simplest policy of all.
+    fn policy(&self) -> Result<Policy, (&'static str, String)> {
+        check_keep_points(self.keep_points).map_err(|e| ("replication.keep_points", e))?;
+        let Some(text) = &self.retain else {
+            return Ok(Policy::newest(self.keep_points));
+        };
+        let key = "replication.retain";
+        let policy: Policy = text.parse().map_err(|e| (key, format!("{e}")))?;
+        check_policy(&policy).map_err(|e| (key, e))?;
+        Ok(policy)
+    }
+}
+
+/// Whether a policy keeps no more points than a group may have, as far as that can be told.
+///
+/// # Errors
+/// Says what would be right.
+pub fn check_policy(policy: &Policy) -> Result<(), String> {
+    match policy {
+        Policy::Newest(count) => check_keep_points(count.get()),
+        Policy::Grid(_) => Ok(()),
     }
 }
 
@@ -356,6 +391,10 @@ mod tests {
             ("[replication]\ninterval = \"0s\"", "replication.interval"),
             ("[replication]\ninterval = \"soon\"", "replication.interval"),
             ("[replication]\nkeep_points = 0", "replication.keep_points"),
+            (
+                "[replication]\nretain = \"1m:4h,all:1h\"",
+                "replication.retain",
+            ),
             ("[log]\nformat = \"xml\"", "xml"),
             ("[nbd]\nlisten = \"here\"", "nbd.listen"),
         ] {

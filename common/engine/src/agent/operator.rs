@@ -1,8 +1,10 @@
 //! What operators may ask of an agent, in our own types; the wire converts.
 
 mod change_log;
+mod points;
 mod protect;
 
+pub use points::RetentionChange;
 pub use protect::{ProtectDisk, ProtectSpec};
 
 use std::sync::Arc;
@@ -11,7 +13,6 @@ use std::time::Duration;
 use sitepair_model::cause::chain;
 use sitepair_model::group::ForceOpen;
 use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, TestName, UnixMillis};
-use sitepair_model::point::RecoveryPoint;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -167,17 +168,6 @@ impl Operator {
                 attempts,
             },
         }
-    }
-
-    /// The recovery points that this site keeps, and whether each is in use.
-    ///
-    /// # Errors
-    /// [`CommandError`].
-    pub async fn points(
-        &self,
-        group: &GroupName,
-    ) -> Result<Vec<(RecoveryPoint, bool)>, CommandError> {
-        self.ask(group, Command::Points).await
     }
 
     /// Holds replication.

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use sitepair_model::group::GroupState;
 use sitepair_model::ids::{GroupId, OpId};
 use sitepair_model::peer::{Grant, GroupOffer, Hello, HelloAnswer, PeerSummary, TransferBegin};
+use sitepair_model::retention::Retention;
 use tokio::sync::oneshot;
 
 use super::Context;
@@ -85,6 +86,11 @@ impl PeerEndpoint for PeerFace {
         creating
             .await
             .unwrap_or_else(|e| Err(PeerError::Failed { why: e.to_string() }))
+    }
+
+    async fn settle(&self, group: GroupId, retention: Retention) -> Result<Retention, PeerError> {
+        let handle = self.known(group)?;
+        ask(&handle, |reply| Msg::Settle(retention, reply)).await
     }
 
     async fn withdraw(&self, group: GroupId, delete_replica: bool) -> Result<(), PeerError> {
@@ -170,7 +176,7 @@ fn create(context: &Arc<Context>, offer: &GroupOffer) -> Result<Created, Replica
         group: offer.group,
         name: offer.name.clone(),
         interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
-        keep_points: offer.keep_points,
+        retention: offer.retention.clone(),
         created_at: context.env.now(),
         settings: "{}".to_owned(),
         disks,

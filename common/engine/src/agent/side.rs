@@ -316,6 +316,7 @@ fn hand_over_point(context: &Context, state: &GroupState, last: Committed) -> Po
         cut_at: context.env.now(),
         consistency: Consistency::Crash,
         label: Some("handed over".to_owned()),
+        pinned: false,
         digest: last.digest,
         logs: Vec::new(),
     }

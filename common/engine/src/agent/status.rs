@@ -4,6 +4,10 @@ use sitepair_model::ids::{
     Cycle, DiskName, Generation, GroupId, GroupName, OpId, Site, TestName, UnixMillis,
 };
 use sitepair_model::peer::{ImageFormat, RoleName};
+use sitepair_model::point::RecoveryPoint;
+use sitepair_model::retention::{Policy, Reason, Retention};
+
+use crate::replica::Room;
 
 /// How well something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,8 +104,8 @@ pub struct GroupStatus {
     pub tests: Vec<TestStatus>,
     /// Milliseconds between two cuts.
     pub interval_ms: u64,
-    /// Recovery points kept.
-    pub keep_points: u32,
+    /// What is kept.
+    pub retention: Retention,
 }
 
 /// One disk of a group at this site.
@@ -157,10 +161,34 @@ pub struct ReplicaStatus {
     pub newest: Cycle,
     /// When the newest was cut.
     pub newest_cut_at: UnixMillis,
-    /// Space of the journal.
-    pub journal_bytes: u64,
+    /// Space of the journal, and what it may take.
+    pub room: Option<Room>,
     /// Of a transfer that is arriving.
     pub receiving_bytes: u64,
+}
+
+/// A recovery point.
+#[derive(Debug, Clone)]
+pub struct PointStatus {
+    /// What it is.
+    pub point: RecoveryPoint,
+    /// Held by an export, a test, or somebody who reads it.
+    pub in_use: bool,
+    /// Why it would go, if it would.
+    pub goes: Option<Reason>,
+}
+
+/// The recovery points that a site keeps, and what retention makes of them.
+#[derive(Debug, Clone)]
+pub struct PointList {
+    /// Oldest first.
+    pub points: Vec<PointStatus>,
+    /// The policy that says which go.
+    pub policy: Policy,
+    /// Bytes that are freed when they go.
+    pub frees_bytes: u64,
+    /// Bytes that merging of change logs between points that stay frees at most.
+    pub merges_bytes: u64,
 }
 
 /// A point that is served read-only.

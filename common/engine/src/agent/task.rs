@@ -19,6 +19,7 @@
 mod lifecycle;
 mod meeting;
 mod replication;
+mod retention;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use sitepair_model::cause::chain;
 use sitepair_model::group::{Effect, Event, GroupState, Role};
 use sitepair_model::ids::{Cycle, DiskName, GenId, OpId};
 use sitepair_model::peer::{Committed, Grant, GroupOffer, Hello, HelloAnswer, TransferBegin};
+use sitepair_model::retention::Retention;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -55,6 +57,10 @@ pub(super) enum Msg {
     Grant(Grant, Reply<OpId>),
     /// The peer offers the group, which is known here.
     Offered(GenId, Reply<()>),
+    /// The peer tells what it knows of the group's retention.
+    Settle(Retention, Reply<Retention>),
+    /// The peer answered what is in force by what it knows, or did not.
+    Settled(Result<Retention, PeerError>),
     /// The peer ended the protection.
     Withdrawn {
         delete_replica: bool,
@@ -246,6 +252,12 @@ impl GroupTask {
                 let done = self.step(Event::Offered { generation }).await;
                 let _ = reply.send(done.map(|_| ()).map_err(PeerError::from));
             }
+            Msg::Settle(theirs, reply) => {
+                let settled = self.settle(theirs).await;
+                let settled = settled.map_err(|why| PeerError::Failed { why });
+                let _ = reply.send(settled);
+            }
+            Msg::Settled(result) => self.settled(result).await,
             Msg::Withdrawn {
                 delete_replica,
                 reply,

@@ -14,7 +14,7 @@ use super::sqlite::failed;
 const APPLICATION_ID: i64 = 0x7350_4367;
 
 /// What to do to get from version `i` to `i + 1`. Never edited once released; only appended to.
-const MIGRATIONS: [&str; 2] = [V1, V2];
+const MIGRATIONS: [&str; 3] = [V1, V2, V3];
 
 const V1: &str = "
 CREATE TABLE groups (
@@ -104,6 +104,16 @@ CREATE TABLE tests (
 ) STRICT;
 ";
 
+const V3: &str = "
+ALTER TABLE groups ADD COLUMN retain TEXT NOT NULL DEFAULT 'newest:1';
+ALTER TABLE groups ADD COLUMN cap_bytes INTEGER;
+ALTER TABLE groups ADD COLUMN min_free_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE groups ADD COLUMN retention_revision INTEGER NOT NULL DEFAULT 0;
+UPDATE groups SET retain = 'newest:' || max(keep_points, 1);
+ALTER TABLE groups DROP COLUMN keep_points;
+ALTER TABLE points ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+";
+
 /// Checks that the database is ours, whole and not newer, and brings it to the current version.
 pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), CatalogError> {
     let pragma = |c: &Connection, name: &str| {
@@ -133,6 +143,17 @@ pub(super) fn prepare(connection: &mut Connection, path: &Path) -> Result<(), Ca
         migrate(connection, sql, version).map_err(|e| failed("migrate the tables", e))?;
     }
     Ok(())
+}
+
+/// Makes the tables as they were at a version.
+#[cfg(test)]
+pub(super) fn as_of(connection: &Connection, version: usize) {
+    for sql in &MIGRATIONS[..version] {
+        connection.execute_batch(sql).unwrap();
+    }
+    let pragma = |name, value: i64| connection.pragma_update(None, name, value).unwrap();
+    pragma("application_id", APPLICATION_ID);
+    pragma("user_version", i64::try_from(version).unwrap());
 }
 
 fn check_whole(connection: &Connection) -> Result<(), CatalogError> {

@@ -219,6 +219,12 @@ impl Catalog for SqliteCatalog {
         self.read("read the points", |c| journal::points(c, group))
     }
 
+    fn note_point(&self, group: GroupId, point: &PointRow) -> Result<(), CatalogError> {
+        self.write("note something about a point", |tx| {
+            journal::note_point(tx, group, point)
+        })
+    }
+
     fn logs(&self, group: GroupId) -> Result<Vec<LogRow>, CatalogError> {
         self.read("read the journal", |c| journal::logs(c, group))
     }

@@ -5,7 +5,12 @@ fn group(n: u8) -> GroupRow {
         group: GroupId::from_bytes([n; 16]),
         name: format!("group-{n}").parse().unwrap(),
         interval_ms: 5000,
-        keep_points: 24,
+        retention: Retention {
+            policy: "all:1h,1m:4h".parse().unwrap(),
+            cap_bytes: (n == 1).then_some(1 << 40),
+            min_free_bytes: 1 << 20,
+            revision: u64::from(n),
+        },
         created_at: UnixMillis(1_700_000_000_000),
         settings: "{}".to_owned(),
         disks: vec![disk(1, ImageFormat::Raw), disk(2, ImageFormat::VhdxDynamic)],
@@ -32,6 +37,7 @@ fn point(cycle: u64, disks: &[u8]) -> PointRow {
         cut_at: UnixMillis(-5),
         consistency: Consistency::Application,
         label: Some("before the upgrade".to_owned()),
+        pinned: cycle == 4,
         digest: Digest::from_bytes([7; 32]),
         logs: disks.iter().map(|d| log(cycle, *d)).collect(),
     }
@@ -196,7 +202,8 @@ fn settings_change_without_the_rest() {
     let mut row = group(1);
     assert!(catalog.put_settings(&row).is_err());
     catalog.put_group(&row, b"").unwrap();
-    (row.interval_ms, row.keep_points, row.settings) = (1000, 3, "{\"paused\":true}".to_owned());
+    (row.interval_ms, row.settings) = (1000, "{\"paused\":true}".to_owned());
+    row.retention = Retention::newest(3);
     catalog.put_settings(&row).unwrap();
     assert_eq!(catalog.groups().unwrap(), vec![row.clone()]);
     row.interval_ms = u64::MAX;
@@ -204,6 +211,49 @@ fn settings_change_without_the_rest() {
         catalog.put_settings(&row),
         Err(CatalogError::TooLarge { .. })
     ));
+}
+
+#[test]
+fn a_point_is_noted_about_where_it_is() {
+    let (catalog, id) = (SqliteCatalog::in_memory().unwrap(), group(1).group);
+    catalog.put_group(&group(1), b"").unwrap();
+    catalog.commit_cycle(id, &point(1, &[1]), b"").unwrap();
+    catalog.commit_cycle(id, &point(2, &[1]), b"").unwrap();
+    let noted = PointRow {
+        label: None,
+        pinned: true,
+        ..point(1, &[1])
+    };
+    catalog.note_point(id, &noted).unwrap();
+    assert_eq!(catalog.points(id).unwrap(), [noted, point(2, &[1])]);
+    assert!(matches!(
+        catalog.note_point(id, &point(3, &[])),
+        Err(CatalogError::Conflict { .. })
+    ));
+}
+
+/// The second version knew a number of points to keep, and no pins.
+#[test]
+fn a_catalogue_of_version_2_becomes_a_current_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("catalog.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    schema::as_of(&old, 2);
+    old.execute_batch(
+        "INSERT INTO groups VALUES (x'07070707070707070707070707070707', 'web', 1000, 5, 1, '{}');
+         INSERT INTO points VALUES (x'07070707070707070707070707070707', 3,
+         x'09090909090909090909090909090909', 7, 1, 'old', zeroblob(32));",
+    )
+    .unwrap();
+    drop(old);
+    let catalog = SqliteCatalog::open(&path).unwrap();
+    let row = catalog.groups().unwrap().remove(0);
+    assert_eq!(row.retention, Retention::newest(5));
+    assert_eq!(row.interval_ms, 1000);
+    let points = catalog.points(row.group).unwrap();
+    assert_eq!(points[0].cycle, Cycle(3));
+    assert_eq!(points[0].label.as_deref(), Some("old"));
+    assert!(!points[0].pinned);
 }
 
 #[test]

@@ -72,7 +72,7 @@ impl ReplicaGroup {
     /// its hash.
     ///
     /// # Errors
-    /// `NotCommitted`, `Merged`, `NoSuchPoint` for a cycle that went into the next one, `UnknownDisk`, `DamagedLog`.
+    /// `NotCommitted`, `Merged`, `Merging`, `NoSuchPoint` for a cycle that went into the next one, `UnknownDisk`, `DamagedLog`.
     pub fn change_log(&self, disk: DiskId, cycle: Cycle) -> Result<ChangeLog, ReplicaError> {
         let inner = &*self.inner;
         let disk = inner.disk(disk)?;
@@ -91,7 +91,7 @@ impl ReplicaGroup {
         };
         inner.checked_log(&row, &path, &file)?;
         Ok(ChangeLog {
-            file_name: row.file_name,
+            file_name: journal::file_name(&disk.row.name, cycle),
             file_bytes: row.file_bytes,
             content_hash: row.file_hash,
             stored: Stored::File { path, file },
@@ -119,10 +119,17 @@ impl Inner {
                 let oldest = state.points.first().map_or(Cycle::NONE, |p| p.cycle);
                 Err(ReplicaError::Merged { cycle, oldest })
             }
-            Ok(at) => Ok(Found::Unchanged(
-                state.points[at].clone(),
-                state.points[at - 1].clone(),
-            )),
+            Ok(at) => {
+                let (point, before) = (&state.points[at], &state.points[at - 1]);
+                // Points between these two are on their way out, and their logs are not merged yet.
+                let within = |log: &LogRow| {
+                    log.disk == disk.row.disk && before.cycle < log.cycle && log.cycle < cycle
+                };
+                if state.logs.iter().any(within) {
+                    return Err(ReplicaError::Merging { cycle });
+                }
+                Ok(Found::Unchanged(point.clone(), before.clone()))
+            }
             Err(_) => Err(ReplicaError::NoSuchPoint { cycle }),
         }
     }
@@ -146,7 +153,7 @@ fn made(disk: &Disk, point: &PointRow, before: &PointRow) -> Result<ChangeLog, R
 }
 
 impl ChangeLog {
-    /// What the file is called in the journal: `DISK.CYCLE.hrl`.
+    /// What the file is called: `DISK.CYCLE.hrl`, as in the journal, unless it was merged with others there.
     #[must_use]
     pub fn file_name(&self) -> &str {
         &self.file_name

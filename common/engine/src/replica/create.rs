@@ -163,6 +163,7 @@ fn take_over(site: &ReplicaSite, row: &DiskRow) -> Result<Arc<dyn Image>, Replic
 
 /// See [`ReplicaGroup::remove`].
 pub(super) fn remove(inner: &Inner, images: RemoveImages) -> Result<(), ReplicaError> {
+    inner.end_readers();
     let _one = lock(&inner.folding);
     let _still = lock(&inner.committing);
     {

@@ -22,6 +22,9 @@ use crate::endpoint::{DataFrame, PeerError, Transfer, TransferDigest, cycle_dige
 /// Frames that wait for the writing thread.
 const QUEUE_FRAMES: usize = 8;
 
+/// Room is looked for each time that so much was written.
+const LOOK_BYTES: u64 = 16 << 20;
+
 /// The receiving end of a cycle.
 pub(super) struct CycleTransfer {
     orders: mpsc::Sender<Order>,
@@ -53,6 +56,8 @@ impl CycleTransfer {
             received,
             cycle,
             disks: BTreeMap::new(),
+            written_bytes: 0,
+            looked_at_bytes: 0,
         };
         let told = Arc::clone(&failure);
         tokio::task::spawn_blocking(move || {
@@ -112,6 +117,9 @@ struct Writer {
     received: Arc<AtomicU64>,
     cycle: Cycle,
     disks: BTreeMap<DiskId, Received>,
+    /// Bytes that went into files, and how many had when room was looked for last.
+    written_bytes: u64,
+    looked_at_bytes: u64,
 }
 
 /// What arrived for one disk.
@@ -172,6 +180,11 @@ impl Writer {
             self.received.fetch_add(extent.length, Ordering::Relaxed);
         }
         received.digest.add(frame);
+        self.written_bytes += frame.payload.len() as u64;
+        if self.written_bytes - self.looked_at_bytes >= LOOK_BYTES {
+            self.looked_at_bytes = self.written_bytes;
+            self.inner.check_free(self.written_bytes)?;
+        }
         Ok(())
     }
 
@@ -212,6 +225,7 @@ impl Writer {
             cut_at: commit.cut_at,
             consistency: commit.consistency,
             label: commit.label.clone(),
+            pinned: false,
             digest: cycle_digest(&commit.disks),
             logs,
         };
@@ -240,6 +254,7 @@ impl Inner {
             // It is durable, whatever the agent makes of it.
             state.logs.extend(point.logs.iter().cloned());
             state.points.push(point.clone());
+            state.wanted_bytes = 0;
             drop(state);
             self.merge_due.notify_one();
         } else if result.as_ref().err().is_some_and(may_be_committed) {

@@ -9,6 +9,8 @@ use sitepair_model::ids::{Cycle, Digest, DiskId, DiskName, TestName};
 use crate::catalog::CatalogError;
 use crate::endpoint::PeerError;
 
+use super::room::Room;
+
 /// An operation on a replica that failed or was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -51,6 +53,12 @@ pub enum ReplicaError {
     NoSpace {
         /// What was tried, on what.
         action: String,
+    },
+    /// The journal may take no more.
+    #[error("{}", room.words())]
+    NoRoom {
+        /// What it takes, and may take.
+        room: Room,
     },
     /// A transfer of another generation (roles rule R3).
     #[error("the transfer is of another generation than this replica; compare notes first")]
@@ -142,6 +150,12 @@ pub enum ReplicaError {
         /// The oldest point.
         oldest: Cycle,
     },
+    /// Change logs between two points that stay are being merged.
+    #[error("the change logs before cycle {cycle} are being merged: try again in a moment")]
+    Merging {
+        /// The cycle.
+        cycle: Cycle,
+    },
     /// A point that would have to go is in use.
     #[error("recovery point {cycle} is in use: end its exports and tests first")]
     InUse {
@@ -218,6 +232,7 @@ impl ReplicaError {
         !matches!(
             self,
             Self::NoSpace { .. }
+                | Self::NoRoom { .. }
                 | Self::DamagedLog { .. }
                 | Self::Disk { .. }
                 | Self::File { .. }

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use sitepair_disk::{DiskError, Image, ZeroMode};
 use sitepair_model::extent::Extent;
 use sitepair_model::ids::{Cycle, DiskId};
-use sitepair_model::retention::Plan;
+use sitepair_model::retention::{Plan, Policy};
 use tokio_util::sync::CancellationToken;
 
 use super::index::Bytes;
@@ -34,7 +34,9 @@ impl ReplicaGroup {
                 () = self.inner.merge_due.notified() => {}
             }
             let group = self.clone();
-            match blocking(move || group.merge()).await {
+            let merged = blocking(move || group.merge()).await;
+            self.inner.note_room();
+            match merged {
                 Ok(Some(cycle)) => tracing::debug!(group = %self.inner.group, %cycle, "merged"),
                 Ok(None) => {}
                 Err(error) => {
@@ -45,9 +47,9 @@ impl ReplicaGroup {
         }
     }
 
-    /// Lets go of the points that retention does not keep: thins out those between kept ones, then folds into the
-    /// images whatever is not after the oldest kept one. Receiving goes on meanwhile. Blocks. Gives the cycle that the images are at
-    /// if anything was folded.
+    /// Lets go of the points that retention does not keep: folds into the images whatever is not after the oldest kept
+    /// one, then thins out those between kept ones. In this order, for thinning takes space before it frees any.
+    /// Receiving goes on meanwhile. Blocks. Gives the cycle that the images are at if anything was folded.
     ///
     /// # Errors
     /// `DamagedLog` before anything of that disk is written; those of the images' files.
@@ -55,20 +57,18 @@ impl ReplicaGroup {
         let inner = &*self.inner;
         let _one = lock(&inner.folding);
         inner.reopen_failed_images()?;
-        while inner.thin_once()? {}
-        let plan = inner.plan(&inner.state());
-        let Some((through, forgotten)) = inner.state().due(&plan) else {
-            return Ok(None);
-        };
-        inner.forget_points(through, forgotten)?;
-        inner.fold(through)?;
-        Ok(Some(through))
+        let mut folded = inner.fold_due()?;
+        while inner.thin_once()? {
+            // Only now the true sizes are known: a cap may want more points to go.
+            folded = inner.fold_due()?.or(folded);
+        }
+        Ok(folded)
     }
 
-    /// What retention would let go now.
+    /// What retention would let go now, by the group's policy or another one.
     #[must_use]
-    pub fn plan(&self) -> Plan {
-        self.inner.plan(&self.inner.state())
+    pub fn plan(&self, policy: Option<&Policy>) -> Plan {
+        self.inner.plan(&self.inner.state(), policy)
     }
 
     /// Makes the images what the newest point, `through`, shows, and gives them to the caller, who becomes
@@ -80,6 +80,8 @@ impl ReplicaGroup {
     pub fn promote(&self, through: Cycle) -> Result<PromotedImages, ReplicaError> {
         let inner = &*self.inner;
         self.end_tests()?;
+        self.end_readers();
+        inner.tell_of_pins();
         let _one = lock(&inner.folding);
         let forgotten = {
             let _still = lock(&inner.committing);
@@ -104,9 +106,9 @@ impl State {
         }
         let oldest = self.points.first()?.cycle;
         // A point may have come into use since the plan was made.
-        let in_use = self.pins.keys().next().copied();
+        let held = self.held().first().copied();
         let kept = *plan.keep.first()?;
-        let through = in_use.map_or(kept, |c| c.min(kept)).max(oldest);
+        let through = held.map_or(kept, |c| c.min(kept)).max(oldest);
         let unfolded = self.logs.iter().any(|l| l.cycle <= oldest);
         (through > oldest || unfolded).then(|| (through, self.take_points_before(through)))
     }
@@ -131,6 +133,18 @@ impl State {
 }
 
 impl Inner {
+    /// Folds what is not after the oldest point that is kept; gives what the images are at then. The caller holds
+    /// `folding`.
+    fn fold_due(&self) -> Result<Option<Cycle>, ReplicaError> {
+        let plan = self.plan(&self.state(), None);
+        let Some((through, forgotten)) = self.state().due(&plan) else {
+            return Ok(None);
+        };
+        self.forget_points(through, forgotten)?;
+        self.fold(through)?;
+        Ok(Some(through))
+    }
+
     /// Forgets points durably, before a fold changes what they show: invariant 4.
     fn forget_points(&self, oldest: Cycle, points: Vec<PointRow>) -> Result<(), ReplicaError> {
         if points.is_empty() {

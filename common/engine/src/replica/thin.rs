@@ -8,12 +8,11 @@
 //! Receiving goes on meanwhile: what arrives is after the newest point, and nothing after a kept point is touched.
 //! Views that opened the old logs go on reading them. Does not do: deciding what is kept; the images.
 
-use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
 use sitepair_disk::DiskError;
 use sitepair_model::ids::Cycle;
-use sitepair_model::retention::{self, Candidate, Plan, Reason};
+use sitepair_model::retention::{self, Candidate, Plan, Policy, Reason};
 
 use super::index::Bytes;
 use super::journal::{self, LogOrigin, LogWriter, PartFile};
@@ -41,7 +40,7 @@ impl Segment {
 
 impl Inner {
     /// What retention says about the points as they are.
-    pub(super) fn plan(&self, state: &State) -> Plan {
+    pub(super) fn plan(&self, state: &State, policy: Option<&Policy>) -> Plan {
         let points: Vec<Candidate> = state
             .points
             .iter()
@@ -51,9 +50,11 @@ impl Inner {
                 bytes: p.logs.iter().map(|l| l.file_bytes).sum(),
             })
             .collect();
-        let held: BTreeSet<Cycle> = state.pins.keys().copied().collect();
-        let policy = lock(&self.policy).clone();
-        retention::plan(&points, &policy, &held, self.site.env.now(), None)
+        let retention = lock(&self.retention).clone();
+        let policy = policy.unwrap_or(&retention.policy);
+        let allowed = self.allowed_bytes(state, &retention);
+        let now = self.site.env.now();
+        retention::plan(&points, policy, &state.held(), now, allowed)
     }
 
     /// Thins out the first points that go between kept ones. Says whether there were any. The caller holds `folding`.
@@ -61,8 +62,9 @@ impl Inner {
         let segment = {
             // From the plan to the points' leaving the list nobody can pin one of them.
             let mut state = self.state();
-            let plan = self.plan(&state);
-            state.take_segment(&plan)
+            let plan = self.plan(&state, None);
+            let pressed = self.is_over(&state);
+            state.take_segment(&plan, pressed)
         };
         let Some(segment) = segment else {
             return Ok(false);
@@ -199,7 +201,7 @@ fn append_all(layers: &Layers, writer: &mut LogWriter) -> Result<u64, ReplicaErr
 impl State {
     /// The first points that go between kept ones, if merging them is worth it; takes them off the list. A long run goes
     /// in several steps, the last point of each step staying for the next.
-    fn take_segment(&mut self, plan: &Plan) -> Option<Segment> {
+    fn take_segment(&mut self, plan: &Plan, pressed: bool) -> Option<Segment> {
         if self.closed.is_some() {
             return None;
         }
@@ -212,7 +214,8 @@ impl State {
             let going = rest.partition_point(|(cycle, _)| *cycle < self.points[end].cycle);
             let (run, after) = rest.split_at(going);
             rest = after;
-            let Some(from) = self.worth_merging(run, start, end) else {
+            let now = pressed.then_some(start);
+            let Some(from) = now.or_else(|| self.worth_merging(run, start, end)) else {
                 continue;
             };
             let end = end.min(from + POINTS_AT_ONCE);

@@ -16,6 +16,7 @@ use sitepair_model::peer::{
     TransferCommit, TransferKind,
 };
 use sitepair_model::point::Consistency;
+use sitepair_model::retention::Retention;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +58,9 @@ impl Env for TestEnv {
     }
     fn random_id(&self) -> [u8; 16] {
         [0; 16]
+    }
+    fn free_bytes(&self, _: &Path) -> std::io::Result<u64> {
+        Ok(u64::MAX)
     }
 }
 
@@ -267,6 +271,9 @@ impl PeerEndpoint for Peer {
         Err(link("not part of these tests"))
     }
     async fn offer(&self, _: GroupOffer) -> Result<(), PeerError> {
+        Err(link("not part of these tests"))
+    }
+    async fn settle(&self, _: GroupId, _: Retention) -> Result<Retention, PeerError> {
         Err(link("not part of these tests"))
     }
     async fn withdraw(&self, _: GroupId, _: bool) -> Result<(), PeerError> {

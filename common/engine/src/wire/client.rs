@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use sitepair_certs::TlsStore;
 use sitepair_model::ids::{GroupId, OpId};
 use sitepair_model::peer::{Grant, GroupOffer, Hello, HelloAnswer, TransferBegin};
+use sitepair_model::retention::Retention;
 use sitepair_proto::v1;
 use sitepair_proto::v1::replication_client::ReplicationClient;
 use tokio::sync::watch;
@@ -117,6 +118,13 @@ impl PeerEndpoint for RemotePeer {
         self.answer(client.offer(v1::OfferRequest::from(offer)))
             .await
             .map(|_| ())
+    }
+
+    async fn settle(&self, group: GroupId, retention: Retention) -> Result<Retention, PeerError> {
+        let mut client = self.client()?;
+        let request = v1::SettleRequest::of(group, retention);
+        let reply = self.answer(client.settle(request)).await?;
+        reply.settled().map_err(|e| bad_answer(&e))
     }
 
     async fn withdraw(&self, group: GroupId, delete_replica: bool) -> Result<(), PeerError> {

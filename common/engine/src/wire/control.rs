@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sitepair_model::ids::{Cycle, GroupName, OpId, TestName};
+use sitepair_model::ids::{Cycle, DiskName, GroupName, OpId, TestName};
+use sitepair_model::retention::{Policy, PolicyError};
 use sitepair_proto::v1 as proto;
 use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,11 +19,13 @@ use super::Caller;
 use crate::agent::status::AgentStatus;
 use crate::agent::status::JobState;
 use crate::agent::{
-    Asker, CommandError, Done, Operator, ProtectDisk, ProtectSpec, TestSpec, Unprotect,
+    Asker, CommandError, Done, Note, Operator, ProtectDisk, ProtectSpec, RetentionChange, TestSpec,
+    Unprotect,
 };
 
 mod convert;
 mod log;
+mod point;
 
 /// The service.
 #[derive(Clone)]
@@ -30,6 +33,8 @@ pub struct ControlService {
     operator: Operator,
     /// One permit for each change log that is being given away.
     log_readers: Arc<Semaphore>,
+    /// One for each disk at a point that is being read.
+    point_readers: Arc<Semaphore>,
 }
 
 /// The service as tonic serves it.
@@ -49,6 +54,7 @@ impl ControlService {
         proto::control_server::ControlServer::new(Self {
             operator,
             log_readers: Arc::new(Semaphore::new(log::READERS_MAX)),
+            point_readers: Arc::new(Semaphore::new(point::READERS_MAX)),
         })
     }
 
@@ -77,6 +83,28 @@ fn name(text: &str) -> Result<GroupName, Status> {
 }
 
 fn test_name(text: &str) -> Result<TestName, Status> {
+    text.parse()
+        .map_err(|e| Status::invalid_argument(format!("{e}")))
+}
+
+fn policy(text: &str) -> Result<Option<Policy>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = text.parse().map(Some);
+    parsed.map_err(|e: PolicyError| Status::invalid_argument(format!("retention: {e}")))
+}
+
+fn label(text: String) -> Result<Option<String>, Status> {
+    if text.len() > LABEL_BYTES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "a label has at most {LABEL_BYTES_MAX} bytes"
+        )));
+    }
+    Ok((!text.is_empty()).then_some(text))
+}
+
+fn disk_name(text: &str) -> Result<DiskName, Status> {
     text.parse()
         .map_err(|e| Status::invalid_argument(format!("{e}")))
 }
@@ -180,10 +208,10 @@ impl proto::control_server::Control for ControlService {
         &self,
         request: Request<proto::ListPointsRequest>,
     ) -> Answer<proto::ListPointsReply> {
-        let group = name(&request.into_inner().group)?;
-        let points = self.operator.points(&group).await.map_err(status)?;
-        let points = points.into_iter().map(convert::point).collect();
-        Ok(Response::new(proto::ListPointsReply { points }))
+        let r = request.into_inner();
+        let (group, policy) = (name(&r.group)?, policy(&r.policy)?);
+        let points = self.operator.points(&group, policy).await;
+        Ok(Response::new(convert::points(points.map_err(status)?)))
     }
 
     type WatchJobStream = BoxStream<proto::JobProgress>;
@@ -275,12 +303,7 @@ impl proto::control_server::Control for ControlService {
         let who = who(&request);
         let r = request.into_inner();
         let group = name(&r.group)?;
-        let label = (!r.label.is_empty()).then_some(r.label);
-        if label.as_ref().is_some_and(|l| l.len() > LABEL_BYTES_MAX) {
-            return Err(Status::invalid_argument(format!(
-                "a label has at most {LABEL_BYTES_MAX} bytes"
-            )));
-        }
+        let label = label(r.label)?;
         let cut = self.operator.cut(&group, label).await;
         let cycle = self.audited(&who, "cut", group.as_str(), cut).await?;
         Ok(Response::new(proto::CutReply { cycle: cycle.0 }))
@@ -419,10 +442,7 @@ impl proto::control_server::Control for ControlService {
         let who = who(&request);
         let r = request.into_inner();
         let group = name(&r.group)?;
-        let disk = r
-            .disk
-            .parse()
-            .map_err(|e| Status::invalid_argument(format!("{e}")))?;
+        let disk = disk_name(&r.disk)?;
         let permit = log::permit(&self.log_readers)?;
         let opened = self
             .operator
@@ -431,6 +451,89 @@ impl proto::control_server::Control for ControlService {
         let what = format!("export change log {disk}.{} of", r.cycle);
         let log = self.audited(&who, &what, group.as_str(), opened).await?;
         Ok(Response::new(log::stream(log, permit)))
+    }
+
+    async fn set_retention(
+        &self,
+        request: Request<proto::SetRetentionRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let group = name(&r.group)?;
+        let change = RetentionChange {
+            policy: policy(&r.policy)?,
+            cap_bytes: r.cap_bytes,
+            min_free_bytes: r.min_free_bytes,
+        };
+        let what = format!("set retention {change} of");
+        let done = self.operator.set_retention(&group, change).await;
+        self.audited(&who, &what, group.as_str(), done)
+            .await
+            .map(reply)
+    }
+
+    async fn pin_point(
+        &self,
+        request: Request<proto::PinPointRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        self.note(&who, &r.group, r.cycle, Note::Pin).await
+    }
+
+    async fn unpin_point(
+        &self,
+        request: Request<proto::UnpinPointRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        self.note(&who, &r.group, r.cycle, Note::Unpin).await
+    }
+
+    async fn label_point(
+        &self,
+        request: Request<proto::LabelPointRequest>,
+    ) -> Answer<proto::CommandReply> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let note = Note::Label(label(r.label)?);
+        self.note(&who, &r.group, r.cycle, note).await
+    }
+
+    type ReadPointStream = BoxStream<proto::ReadPointPart>;
+
+    async fn read_point(
+        &self,
+        request: Request<proto::ReadPointRequest>,
+    ) -> Answer<Self::ReadPointStream> {
+        let who = who(&request);
+        let r = request.into_inner();
+        let (group, disk) = (name(&r.group)?, disk_name(&r.disk)?);
+        let permit = point::permit(&self.point_readers)?;
+        let opened = self
+            .operator
+            .read_point(&group, &disk, Cycle(r.cycle))
+            .await;
+        let what = format!("read disk {disk} at recovery point {} of", r.cycle);
+        let reader = self.audited(&who, &what, group.as_str(), opened).await?;
+        Ok(Response::new(point::stream(reader, permit)))
+    }
+}
+
+impl ControlService {
+    async fn note(
+        &self,
+        who: &Asker,
+        group: &str,
+        cycle: u64,
+        note: Note,
+    ) -> Answer<proto::CommandReply> {
+        let group = name(group)?;
+        let what = format!("{} recovery point {cycle} of", note.verb());
+        let done = self.operator.note(&group, Cycle(cycle), note).await;
+        self.audited(who, &what, group.as_str(), done)
+            .await
+            .map(reply)
     }
 }
 
@@ -452,7 +555,10 @@ fn protect_spec(request: proto::ProtectRequest) -> Result<ProtectSpec, Status> {
     Ok(ProtectSpec {
         group: name(&request.group)?,
         disks: disks.collect::<Result<_, Status>>()?,
-        keep_points: (request.keep_points != 0).then_some(request.keep_points),
+        policy: match policy(&request.policy)? {
+            None => (request.keep_points != 0).then(|| Policy::newest(request.keep_points)),
+            given => given,
+        },
         interval: (request.interval_ms != 0).then(|| Duration::from_millis(request.interval_ms)),
         use_existing: request.use_existing,
     })

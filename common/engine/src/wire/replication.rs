@@ -140,6 +140,21 @@ impl Replication for Handler {
         }))
     }
 
+    async fn settle(
+        &self,
+        request: Request<v1::SettleRequest>,
+    ) -> Result<Response<v1::SettleReply>, Status> {
+        let request = request.into_inner();
+        let version = negotiate(request.versions).map_err(|e| invalid(&e))?;
+        let (group, theirs) = request.settled().map_err(|e| invalid(&e))?;
+        let settled = self.peer.settle(group, theirs).await;
+        let settled = settled.map_err(|e| status_of(&e))?;
+        Ok(Response::new(v1::SettleReply {
+            version: version.number(),
+            retention: Some(settled.into()),
+        }))
+    }
+
     async fn withdraw(
         &self,
         request: Request<v1::WithdrawRequest>,

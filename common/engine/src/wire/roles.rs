@@ -35,6 +35,7 @@ pub enum Access {
 const ROWS: &[(&str, Access)] = &[
     ("/sitepair.v1.Replication/Hello", Access::Peer),
     ("/sitepair.v1.Replication/Offer", Access::Peer),
+    ("/sitepair.v1.Replication/Settle", Access::Peer),
     ("/sitepair.v1.Replication/Withdraw", Access::Peer),
     ("/sitepair.v1.Replication/Grant", Access::Peer),
     ("/sitepair.v1.Replication/Transfer", Access::Peer),
@@ -55,6 +56,11 @@ const ROWS: &[(&str, Access)] = &[
     ("/sitepair.v1.Control/StartTest", Access::Operate),
     ("/sitepair.v1.Control/EndTest", Access::Operate),
     ("/sitepair.v1.Control/ExportLog", Access::Operate),
+    ("/sitepair.v1.Control/SetRetention", Access::Operate),
+    ("/sitepair.v1.Control/PinPoint", Access::Operate),
+    ("/sitepair.v1.Control/UnpinPoint", Access::Operate),
+    ("/sitepair.v1.Control/LabelPoint", Access::Operate),
+    ("/sitepair.v1.Control/ReadPoint", Access::Operate),
     ("/grpc.health.v1.Health/Check", Access::Everybody),
     ("/grpc.health.v1.Health/Watch", Access::Everybody),
     (

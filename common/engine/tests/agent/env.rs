@@ -1,5 +1,7 @@
 //! Clocks and random numbers of one site, decided by a seed.
 
+use std::io;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -52,6 +54,8 @@ pub(crate) struct FakeEnv {
     millis: AtomicU64,
     boot: Mutex<[u8; 16]>,
     random: Mutex<Random>,
+    /// What every file system has.
+    pub(crate) free_bytes: AtomicU64,
 }
 
 impl FakeEnv {
@@ -61,6 +65,7 @@ impl FakeEnv {
             millis: AtomicU64::new(1_000_000),
             boot: Mutex::new(random.id()),
             random: Mutex::new(random),
+            free_bytes: AtomicU64::new(1 << 40),
         }
     }
 
@@ -86,5 +91,9 @@ impl Env for FakeEnv {
 
     fn random_id(&self) -> [u8; 16] {
         self.random.lock().unwrap().id()
+    }
+
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(self.free_bytes.load(Ordering::Relaxed))
     }
 }

@@ -15,6 +15,7 @@ use sitepair_model::ids::{GroupId, OpId, UnixMillis};
 use sitepair_model::peer::{
     Committed, Grant, GroupOffer, Hello, HelloAnswer, TransferBegin, TransferCommit,
 };
+use sitepair_model::retention::Retention;
 use tokio::sync::watch;
 
 use crate::env::Random;
@@ -25,6 +26,7 @@ use crate::mortal::Mortal;
 pub(crate) enum Call {
     Hello,
     Offer,
+    Settle,
     Withdraw,
     Grant,
     Begin,
@@ -357,6 +359,13 @@ impl PeerEndpoint for LinkEnd {
             None,
             |face| async move { face.offer(offer).await },
         )
+        .await
+    }
+
+    async fn settle(&self, group: GroupId, retention: Retention) -> Result<Retention, PeerError> {
+        self.call(Call::Settle, None, |face| async move {
+            face.settle(group, retention).await
+        })
         .await
     }
 

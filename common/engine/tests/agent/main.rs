@@ -14,5 +14,6 @@ mod guest;
 mod link;
 mod mortal;
 mod pair;
+mod retention;
 mod rules;
 mod storm;

@@ -188,6 +188,9 @@ impl Catalog for Mortal {
     fn points(&self, group: GroupId) -> Result<Vec<PointRow>, CatalogError> {
         self.read(|c| c.points(group))
     }
+    fn note_point(&self, group: GroupId, point: &PointRow) -> Result<(), CatalogError> {
+        self.write(|c| c.note_point(group, point))
+    }
     fn logs(&self, group: GroupId) -> Result<Vec<LogRow>, CatalogError> {
         self.read(|c| c.logs(group))
     }

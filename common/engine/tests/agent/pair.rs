@@ -12,13 +12,14 @@ use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_disk::vhd::{self, VhdImage};
 use sitepair_disk::vhdx::{CreateOptions, Kind, VhdxImage};
 use sitepair_engine::agent::config::ReplicationConfig;
-use sitepair_engine::agent::status::{CertificateStatus, GroupStatus};
+use sitepair_engine::agent::status::{CertificateStatus, GroupStatus, PointStatus};
 use sitepair_engine::agent::{
     CommandError, Context, ContextParts, Operator, PeerFace, ProtectDisk, ProtectSpec, Unprotect,
 };
 use sitepair_engine::catalog::SqliteCatalog;
 use sitepair_model::ids::{Cycle, DiskName, GroupName, Site, UnixMillis};
 use sitepair_model::peer::RoleName;
+use sitepair_model::retention::{Policy, Retention};
 
 use crate::env::FakeEnv;
 use crate::guest::{Content, Guest, Lost, read};
@@ -186,7 +187,7 @@ impl Pair {
         let spec = ProtectSpec {
             group: group(),
             disks: (0..2).map(disk).collect(),
-            keep_points: Some(self.keep_points),
+            policy: Some(Policy::newest(self.keep_points)),
             interval: Some(Duration::from_secs(1)),
             use_existing: false,
         };
@@ -217,7 +218,7 @@ impl Pair {
             link: told,
             replication: ReplicationConfig {
                 interval: Duration::from_secs(1),
-                keep_points: self.keep_points,
+                retention: Retention::newest(self.keep_points),
                 same_boot_grace: self.grace,
                 preserve_memory_bytes: 64 << 10,
                 spill_max_bytes: 1 << 20,
@@ -409,9 +410,10 @@ impl Pair {
     /// Every point that the replica at `site` keeps is some prefix of the guest's writes, later ones no shorter;
     /// gives how many there are.
     pub(crate) async fn check_points(&self, site: usize) -> usize {
-        let points = self.operator(site).points(&group()).await.unwrap();
+        let points = self.operator(site).points(&group(), None).await;
+        let points = points.unwrap().points;
         let mut shown = 0;
-        for (point, _) in &points {
+        for PointStatus { point, .. } in &points {
             let view = self.point(site, point.cycle).await;
             // Retention may have let it go since.
             let Some(view) = view else { continue };

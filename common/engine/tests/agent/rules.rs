@@ -161,13 +161,24 @@ async fn a_paused_group_tracks_and_resumes_where_it_was() {
     let operator = pair.operator(0);
     assert!(operator.pause(&group()).await.unwrap().changed);
     assert!(!operator.pause(&group()).await.unwrap().changed);
-    let before = pair.operator(1).points(&group()).await.unwrap().len();
+    let before = pair
+        .operator(1)
+        .points(&group(), None)
+        .await
+        .unwrap()
+        .points
+        .len();
     for n in 0..9 {
         assert!(pair.write(n * 313).await);
     }
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert_eq!(
-        pair.operator(1).points(&group()).await.unwrap().len(),
+        pair.operator(1)
+            .points(&group(), None)
+            .await
+            .unwrap()
+            .points
+            .len(),
         before
     );
     assert!(matches!(

@@ -8,5 +8,6 @@ mod drills;
 mod faults;
 mod points;
 mod refusals;
+mod room;
 mod support;
 mod thinning;

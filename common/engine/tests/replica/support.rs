@@ -1,15 +1,18 @@
 //! A site with a replica on storage that can fail, and a source that knows what every point must show.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use sitepair_disk::Image;
+use sitepair_disk::storage::Storage;
 use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_engine::catalog::{Catalog, CatalogError, DiskRow, GroupRow, PointRow, SqliteCatalog};
 use sitepair_engine::endpoint::{DataFrame, PeerError, Transfer, TransferDigest, cycle_digest};
+use sitepair_engine::env::{Env, HostEnv};
 use sitepair_engine::replica::{CommitRole, Existing, ReplicaError, ReplicaGroup, ReplicaSite};
 use sitepair_model::ids::{Cycle, Digest, DiskId, GenId, GroupId, UnixMillis};
 use sitepair_model::peer::{
@@ -17,6 +20,7 @@ use sitepair_model::peer::{
     TransferCommit, TransferKind,
 };
 use sitepair_model::point::Consistency;
+use sitepair_model::retention::Retention;
 
 pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const GENERATION: GenId = GenId::from_bytes([0x61; 16]);
@@ -58,12 +62,50 @@ pub(crate) struct World {
     pub(crate) role: Arc<Role>,
     pub(crate) format: ImageFormat,
     pub(crate) keep_points: u32,
+    pub(crate) env: Arc<Disk>,
+}
+
+/// The host's clocks, and a file system of some size of which journals take their part.
+pub(crate) struct Disk {
+    storage: Mutex<FakeStorage>,
+    /// All of its bytes; none for a disk without an end.
+    pub(crate) size_bytes: Mutex<Option<u64>>,
+}
+
+impl Env for Disk {
+    fn now(&self) -> UnixMillis {
+        HostEnv.now()
+    }
+    fn boot_millis(&self) -> u64 {
+        HostEnv.boot_millis()
+    }
+    fn boot_id(&self) -> [u8; 16] {
+        HostEnv.boot_id()
+    }
+    fn random_id(&self) -> [u8; 16] {
+        HostEnv.random_id()
+    }
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let Some(size) = *self.size_bytes.lock().unwrap() else {
+            return Ok(u64::MAX);
+        };
+        let storage = self.storage.lock().unwrap();
+        let files = storage.list(folder)?;
+        let taken = |file: &PathBuf| storage.content(file).map_or(0, |bytes| bytes.len() as u64);
+        Ok(size.saturating_sub(files.iter().map(taken).sum()))
+    }
 }
 
 impl World {
     pub(crate) fn new() -> Self {
+        let storage = FakeStorage::new();
+        let env = Disk {
+            storage: Mutex::new(storage.clone()),
+            size_bytes: Mutex::new(None),
+        };
         Self {
-            storage: FakeStorage::new(),
+            env: Arc::new(env),
+            storage,
             catalog: Arc::new(SqliteCatalog::in_memory().unwrap()),
             role: Arc::default(),
             format: ImageFormat::Raw,
@@ -73,6 +115,7 @@ impl World {
 
     /// The same site on what is left of its storage.
     pub(crate) fn on(&self, storage: FakeStorage) -> Self {
+        *self.env.storage.lock().unwrap() = storage.clone();
         Self {
             storage,
             ..self.clone()
@@ -83,7 +126,7 @@ impl World {
         ReplicaSite {
             storage: Arc::new(self.storage.clone()),
             catalog: Arc::clone(&self.catalog),
-            env: Arc::new(sitepair_engine::env::HostEnv),
+            env: Arc::clone(&self.env) as _,
             state_dir: PathBuf::from("/state"),
             replica_dir: PathBuf::from("/replicas"),
         }
@@ -121,7 +164,7 @@ impl World {
             group: GROUP,
             name: "web".parse().unwrap(),
             interval_ms: 1000,
-            keep_points: self.keep_points,
+            retention: Retention::newest(self.keep_points),
             created_at: UnixMillis(0),
             settings: String::new(),
             disks: SIZES.iter().enumerate().map(disk).collect(),
@@ -150,7 +193,7 @@ impl World {
             .into_iter()
             .find(|g| g.group == GROUP)
             .expect("it was created");
-        row.keep_points = self.keep_points;
+        row.retention = Retention::newest(self.keep_points);
         let role = Arc::clone(&self.role) as Arc<dyn CommitRole>;
         ReplicaGroup::open(self.site(), &row, GENERATION, role)
     }
@@ -162,6 +205,7 @@ impl World {
             cut_at: UnixMillis(0),
             consistency: Consistency::Crash,
             label: None,
+            pinned: false,
             digest: Digest::from_bytes([0; 32]),
             logs: Vec::new(),
         }
@@ -372,7 +416,6 @@ pub(crate) fn cycles(group: &ReplicaGroup) -> Vec<u64> {
 
 /// Files in the journal folder.
 pub(crate) fn journal_files(world: &World) -> Vec<String> {
-    use sitepair_disk::storage::Storage;
     let files = world.storage.list(&world.journal()).unwrap();
     files
         .iter()

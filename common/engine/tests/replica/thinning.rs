@@ -4,7 +4,7 @@ use sitepair_disk::hrl::apply::check_chain;
 use sitepair_disk::storage::fake::FakeStorage;
 use sitepair_engine::replica::ReplicaGroup;
 use sitepair_model::ids::Cycle;
-use sitepair_model::retention::Policy;
+use sitepair_model::retention::Retention;
 
 use crate::change_logs::exported;
 use crate::support::{
@@ -12,8 +12,11 @@ use crate::support::{
 };
 
 /// Of cycles cut once a second: all of the last 3, then one of each 4.
-fn policy() -> Policy {
-    "all:3s,4s:1h".parse().unwrap()
+fn policy() -> Retention {
+    Retention {
+        policy: "all:3s,4s:1h".parse().unwrap(),
+        ..Retention::newest(1)
+    }
 }
 
 const LAST: u64 = 14;
@@ -56,23 +59,23 @@ async fn points_between_kept_ones_go_and_the_rest_shows_what_it_did() {
         let mut source = Source::new(seed_number);
         let group = filled(&world, &mut source).await;
         let held = group.view(disk_id(0), Cycle(6)).unwrap();
-        let bytes = group.status().journal_bytes;
+        let bytes = group.status().room.used_bytes;
         group.set_retention(policy());
-        let plan = group.plan();
+        let plan = group.plan(None);
         group.merge().unwrap();
         let kept = [1, 4, 6, 8, 9, 10, 11, 12, 13, 14];
         assert_eq!(plan.keep, kept.map(Cycle));
         assert_eq!(cycles(&group), kept);
         assert_points(&group, &source);
         assert_journal(&world, &group);
-        let freed = bytes - group.status().journal_bytes;
+        let freed = bytes - group.status().room.used_bytes;
         assert!(freed <= plan.frees_bytes + plan.merges_bytes);
         // A view that was open goes on; its point goes when it ends.
         assert!(content(&*held) == source.cuts[&6][0]);
         drop(held);
         group.merge().unwrap();
         assert_eq!(cycles(&group), [1, 4, 8, 9, 10, 11, 12, 13, 14]);
-        assert_eq!(group.plan().drop, []);
+        assert_eq!(group.plan(None).drop, []);
         // Receiving goes on after it, over a restart.
         for to in LAST + 1..=LAST + 6 {
             ship(&group, to - 1, to, &source.cycle(to)).await.unwrap();

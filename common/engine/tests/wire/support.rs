@@ -26,6 +26,7 @@ use sitepair_model::peer::{
     PeerSummary, RoleName, TransferBegin, TransferCommit, TransferKind,
 };
 use sitepair_model::point::Consistency;
+use sitepair_model::retention::Retention;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -265,6 +266,11 @@ impl PeerEndpoint for FakePeer {
 
     async fn offer(&self, offer: GroupOffer) -> Result<(), PeerError> {
         self.note(format!("offer {}", offer.name))
+    }
+
+    async fn settle(&self, group: GroupId, retention: Retention) -> Result<Retention, PeerError> {
+        self.note(format!("settle {group} {}", retention.policy))?;
+        Ok(retention)
     }
 
     async fn withdraw(&self, group: GroupId, delete_replica: bool) -> Result<(), PeerError> {

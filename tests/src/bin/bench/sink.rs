@@ -6,6 +6,7 @@ use sitepair_model::ids::{Cycle, GroupId, OpId};
 use sitepair_model::peer::{
     Committed, Grant, GroupOffer, Hello, HelloAnswer, TransferBegin, TransferCommit, TransferKind,
 };
+use sitepair_model::retention::Retention;
 
 /// The peer.
 pub(crate) struct Sink;
@@ -47,6 +48,10 @@ impl PeerEndpoint for Sink {
     }
 
     async fn offer(&self, _: GroupOffer) -> Result<(), PeerError> {
+        not_here()
+    }
+
+    async fn settle(&self, _: GroupId, _: Retention) -> Result<Retention, PeerError> {
         not_here()
     }
 

@@ -15,10 +15,11 @@ use sitepair_model::cause::chain;
 use sitepair_model::group::GroupState;
 use sitepair_model::ids::{DiskId, DiskName, GenId, GroupId, GroupName};
 use sitepair_model::peer::ImageFormat;
+use sitepair_model::retention::{Policy, Retention};
 
 use super::Operator;
 use crate::agent::command::CommandError;
-use crate::agent::config::{check_interval, check_keep_points};
+use crate::agent::config::{check_interval, check_policy};
 use crate::agent::core::Core;
 use crate::agent::side::{Side, SourceSide, forget_maps, nbd_uri, socket_path};
 use crate::agent::status::DiskStatus;
@@ -35,7 +36,7 @@ pub struct ProtectSpec {
     /// Its disks.
     pub disks: Vec<ProtectDisk>,
     /// Recovery points to keep; the agent's default if `None`.
-    pub keep_points: Option<u32>,
+    pub policy: Option<Policy>,
     /// Time between cuts; the agent's default if `None`.
     pub interval: Option<Duration>,
     /// Whether files at the replica's place may be written over.
@@ -204,7 +205,7 @@ fn check(spec: &ProtectSpec) -> Result<(), CommandError> {
     {
         return invalid(format!("interval: {why}"));
     }
-    match spec.keep_points.map(check_keep_points) {
+    match spec.policy.as_ref().map(check_policy) {
         Some(Err(why)) => invalid(format!("recovery points to keep: {why}")),
         Some(Ok(())) | None => Ok(()),
     }
@@ -251,11 +252,15 @@ fn prepare(context: &Context, spec: ProtectSpec) -> Result<Prepared, CommandErro
     let given = spec
         .interval
         .map(|i| u64::try_from(i.as_millis()).unwrap_or(u64::MAX));
+    let default = context.replication.retention.clone();
     let mut row = GroupRow {
         group: GroupId::from_bytes(context.env.random_id()),
         name: spec.group,
         interval_ms: given.unwrap_or(default_ms),
-        keep_points: spec.keep_points.unwrap_or(context.replication.keep_points),
+        retention: Retention {
+            policy: spec.policy.unwrap_or(default.policy),
+            ..default
+        },
         created_at: context.env.now(),
         settings: "{}".to_owned(),
         disks: Vec::with_capacity(disks.len()),

@@ -2,7 +2,7 @@
 
 use sitepair_model::group::Event;
 use sitepair_model::ids::OpId;
-use sitepair_model::peer::{HelloAnswer, TransferBegin};
+use sitepair_model::peer::{HelloAnswer, RoleName, TransferBegin};
 use tokio::time::Instant;
 
 use super::{GroupTask, NotDone, PATIENCE_MAX, PATIENCE_MIN, Reply};
@@ -57,10 +57,10 @@ impl GroupTask {
     pub(super) async fn hello_answered(&mut self, result: Result<HelloAnswer, PeerError>) {
         self.asking = false;
         match result {
-            Ok(answer) => match self.step(Event::HelloAnswered(answer)).await {
+            Ok(answer) => match self.heard(answer).await {
                 // What only another answer can change is asked for less and less often.
-                Ok(_) if self.core.state().wants_answer() => self.wait_longer(),
-                Ok(_) => {}
+                Ok(()) if self.core.state().wants_answer() => self.wait_longer(),
+                Ok(()) => {}
                 // The question was withdrawn while it was under way; the next one is due soon.
                 Err(NotDone::Refused(why)) => {
                     tracing::debug!(group = %self.core.name, "answer to Hello: {why}");
@@ -71,6 +71,16 @@ impl GroupTask {
             Err(PeerError::Link { .. }) => self.wait_longer(),
             Err(e) => self.ask_later(&e.to_string()),
         }
+    }
+
+    /// Takes an answer, and compares what else both sites must know.
+    async fn heard(&mut self, answer: HelloAnswer) -> Result<(), NotDone> {
+        let known = answer.summary.role != RoleName::Unpaired;
+        self.step(Event::HelloAnswered(answer)).await?;
+        if known {
+            self.tell_retention();
+        }
+        Ok(())
     }
 
     pub(super) async fn grant_answered(&mut self, request: OpId, result: Result<OpId, PeerError>) {

@@ -6,21 +6,27 @@ use std::path::PathBuf;
 
 use rusqlite::{Connection, Row, Transaction, params};
 use sitepair_model::ids::{DiskId, GroupId, UnixMillis};
+use sitepair_model::retention::Retention;
 
 use super::Fault;
 use super::convert::{format, format_code, id_bytes, number, parsed, small};
 use crate::catalog::{DiskRow, GroupRow};
 
 pub(super) fn put(tx: &Transaction<'_>, group: &GroupRow, role: &[u8]) -> Result<(), Fault> {
+    let retention = &group.retention;
     tx.execute(
-        "INSERT INTO groups VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO groups (group_id, name, interval_ms, created_at, settings, retain, cap_bytes,
+         min_free_bytes, retention_revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         params![
             group.group.as_bytes(),
             group.name.as_str(),
             small("interval", group.interval_ms)?,
-            group.keep_points,
             group.created_at.0,
-            group.settings
+            group.settings,
+            retention.policy.to_string(),
+            cap(retention)?,
+            small("free space", retention.min_free_bytes)?,
+            small("revision", retention.revision)?
         ],
     )?;
     for disk in &group.disks {
@@ -47,14 +53,24 @@ fn put_disk(tx: &Transaction<'_>, group: GroupId, disk: &DiskRow) -> Result<(), 
     Ok(())
 }
 
+fn cap(retention: &Retention) -> Result<Option<i64>, Fault> {
+    let cap = retention.cap_bytes;
+    cap.map(|bytes| small("cap", bytes)).transpose()
+}
+
 pub(super) fn put_settings(tx: &Transaction<'_>, group: &GroupRow) -> Result<(), Fault> {
+    let retention = &group.retention;
     let changed = tx.execute(
-        "UPDATE groups SET interval_ms = ?2, keep_points = ?3, settings = ?4 WHERE group_id = ?1",
+        "UPDATE groups SET interval_ms = ?2, settings = ?3, retain = ?4, cap_bytes = ?5,
+         min_free_bytes = ?6, retention_revision = ?7 WHERE group_id = ?1",
         params![
             group.group.as_bytes(),
             small("interval", group.interval_ms)?,
-            group.keep_points,
-            group.settings
+            group.settings,
+            retention.policy.to_string(),
+            cap(retention)?,
+            small("free space", retention.min_free_bytes)?,
+            small("revision", retention.revision)?
         ],
     )?;
     if changed == 1 {
@@ -87,8 +103,8 @@ pub(super) fn unknown(group: GroupId) -> Fault {
 
 pub(super) fn all(connection: &Connection) -> Result<Vec<GroupRow>, Fault> {
     let mut statement = connection.prepare(
-        "SELECT group_id, name, interval_ms, keep_points, created_at, settings FROM groups
-         ORDER BY name",
+        "SELECT group_id, name, interval_ms, created_at, settings, retain, cap_bytes, min_free_bytes,
+         retention_revision FROM groups ORDER BY name",
     )?;
     let mut groups: Vec<GroupRow> = statement.query_map([], group)?.collect::<Result<_, _>>()?;
     for group in &mut groups {
@@ -112,9 +128,17 @@ fn group(row: &Row<'_>) -> rusqlite::Result<GroupRow> {
         group: GroupId::from_bytes(id_bytes(row, 0)?),
         name: parsed(row, 1)?,
         interval_ms: number(row, 2)?,
-        keep_points: row.get(3)?,
-        created_at: UnixMillis(row.get(4)?),
-        settings: row.get(5)?,
+        created_at: UnixMillis(row.get(3)?),
+        settings: row.get(4)?,
+        retention: Retention {
+            policy: parsed(row, 5)?,
+            cap_bytes: match row.get::<_, Option<i64>>(6)? {
+                Some(_) => Some(number(row, 6)?),
+                None => None,
+            },
+            min_free_bytes: number(row, 7)?,
+            revision: number(row, 8)?,
+        },
         disks: Vec::new(),
     })
 }

@@ -39,7 +39,8 @@ fn put_point(tx: &Transaction<'_>, group: GroupId, point: &PointRow) -> Result<(
         return Err(unknown(group));
     }
     tx.execute(
-        "INSERT INTO points VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO points (group_id, cycle, generation, cut_at, consistency, label, digest, pinned)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
             group.as_bytes(),
             small("cycle", point.cycle.0)?,
@@ -47,7 +48,26 @@ fn put_point(tx: &Transaction<'_>, group: GroupId, point: &PointRow) -> Result<(
             point.cut_at.0,
             consistency_code(point.consistency),
             point.label,
-            point.digest.as_bytes()
+            point.digest.as_bytes(),
+            point.pinned
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn note_point(
+    tx: &Transaction<'_>,
+    group: GroupId,
+    point: &PointRow,
+) -> Result<(), Fault> {
+    check_point(tx, group, point.cycle)?;
+    tx.execute(
+        "UPDATE points SET label = ?3, pinned = ?4 WHERE group_id = ?1 AND cycle = ?2",
+        params![
+            group.as_bytes(),
+            small("cycle", point.cycle.0)?,
+            point.label,
+            point.pinned
         ],
     )?;
     Ok(())
@@ -161,7 +181,7 @@ pub(super) fn reset(tx: &Transaction<'_>, group: GroupId, base: &PointRow) -> Re
 
 pub(super) fn points(connection: &Connection, group: GroupId) -> Result<Vec<PointRow>, Fault> {
     let mut statement = connection.prepare(
-        "SELECT cycle, generation, cut_at, consistency, label, digest FROM points
+        "SELECT cycle, generation, cut_at, consistency, label, digest, pinned FROM points
          WHERE group_id = ?1 ORDER BY cycle",
     )?;
     let mut points: Vec<PointRow> = statement
@@ -194,6 +214,7 @@ fn point(row: &Row<'_>) -> rusqlite::Result<PointRow> {
         consistency: consistency(row, 3)?,
         label: row.get(4)?,
         digest: Digest::from_bytes(id_bytes(row, 5)?),
+        pinned: row.get(6)?,
         logs: Vec::new(),
     })
 }

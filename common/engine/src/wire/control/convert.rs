@@ -3,14 +3,16 @@
 use sitepair_disk::open::Format;
 use sitepair_model::ids::UnixMillis;
 use sitepair_model::peer::RoleName;
-use sitepair_model::point::{Consistency, RecoveryPoint};
+use sitepair_model::point::Consistency;
+use sitepair_model::retention::{Policy, Reason};
 use sitepair_proto::v1 as proto;
 use tonic::Status;
 
 use crate::agent::status::{
-    AgentStatus, DiskStatus, ExportStatus, GroupStatus, Health, JobState, JobStatus, ReplicaStatus,
-    SourceStatus, TestStatus, format_name,
+    AgentStatus, DiskStatus, ExportStatus, GroupStatus, Health, JobState, JobStatus, PointList,
+    PointStatus, ReplicaStatus, SourceStatus, TestStatus, format_name,
 };
+use crate::replica::{Room, RoomState};
 
 /// 16 bytes from 32 hexadecimal digits.
 pub(super) fn unhex(text: &str) -> Option<[u8; 16]> {
@@ -113,7 +115,11 @@ fn group(g: GroupStatus) -> proto::GroupStatus {
         job: g.job.map(job),
         exports: g.exports.into_iter().map(export).collect(),
         interval_ms: g.interval_ms,
-        keep_points: g.keep_points,
+        keep_points: match &g.retention.policy {
+            Policy::Newest(count) => count.get(),
+            Policy::Grid(_) => 0,
+        },
+        retention: Some(g.retention.into()),
         tests: g.tests.into_iter().map(test).collect(),
     }
 }
@@ -150,7 +156,9 @@ fn replica(r: ReplicaStatus) -> proto::ReplicaStatus {
         oldest_cycle: r.oldest.0,
         newest_cycle: r.newest.0,
         newest_cut_at_ms: r.newest_cut_at.0,
-        journal_bytes: r.journal_bytes,
+        journal_bytes: r.room.map_or(0, |room| room.used_bytes),
+        journal_allowed_bytes: r.room.and_then(|room| room.allowed_bytes),
+        room: r.room.map_or(proto::JournalRoom::Unspecified, room).into(),
         receiving_bytes: r.receiving_bytes,
     }
 }
@@ -183,7 +191,26 @@ pub(super) fn test(t: TestStatus) -> proto::TestStatus {
     }
 }
 
-pub(super) fn point((p, in_use): (RecoveryPoint, bool)) -> proto::Point {
+fn room(room: Room) -> proto::JournalRoom {
+    match room.state {
+        RoomState::Enough => proto::JournalRoom::Enough,
+        RoomState::Low => proto::JournalRoom::Low,
+        RoomState::Making => proto::JournalRoom::Making,
+        RoomState::Full => proto::JournalRoom::Full,
+    }
+}
+
+pub(super) fn points(list: PointList) -> proto::ListPointsReply {
+    proto::ListPointsReply {
+        points: list.points.into_iter().map(point).collect(),
+        policy: list.policy.to_string(),
+        frees_bytes: list.frees_bytes,
+        merges_bytes: list.merges_bytes,
+    }
+}
+
+fn point(status: PointStatus) -> proto::Point {
+    let p = status.point;
     proto::Point {
         cycle: p.cycle.0,
         cut_at_ms: p.cut_at.0,
@@ -194,7 +221,9 @@ pub(super) fn point((p, in_use): (RecoveryPoint, bool)) -> proto::Point {
         .to_owned(),
         label: p.label.unwrap_or_default(),
         journal_bytes: p.journal_bytes,
-        in_use,
+        in_use: status.in_use,
+        pinned: p.pinned,
+        goes: status.goes.map_or("", Reason::as_str).to_owned(),
     }
 }
 
