@@ -28,7 +28,7 @@ fn exported_cycles_bring_an_image_from_one_point_to_another(swapped: bool) {
     on_stage(options, |pair| {
         let vm = Vm::create(pair, "vm", &[SYSTEM, DATA])?;
         vm.protect(pair)?;
-        vm.wait_replicating(pair, pair.second())?;
+        pair.ctl().wait_replicating(pair.second(), "vm", LIMIT)?;
         let [mut system, mut data] = clients(pair, &vm)?;
         system.write(0, &[0x11; 65536])?;
         data.write(MIB, &[0x12; 4096])?;

@@ -24,6 +24,7 @@ mod grpc;
 mod hrl_export;
 mod identity;
 mod link;
+mod points;
 mod reopen;
 mod replicate;
 mod scene;

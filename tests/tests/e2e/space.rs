@@ -92,7 +92,12 @@ fn a_full_journal_keeps_its_points_and_fills_on_when_there_is_space(swapped: boo
     if !may_mount() {
         return;
     }
-    on_stage(PairOptions::swapped(swapped), |pair| {
+    let options = PairOptions {
+        // All of it may be taken: what is told here is a disk without a byte left.
+        settings: vec![("replication", "min_free_mib", 0.into())],
+        ..PairOptions::swapped(swapped)
+    };
+    on_stage(options, |pair| {
         let (first, second) = (pair.first(), pair.second());
         let state = make_small(pair, "state", "12m")?;
         let vm = Vm::create(
