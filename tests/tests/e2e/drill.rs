@@ -19,6 +19,10 @@ both_ways!(
 fn start(pair: &Pair, vm: &Vm, args: &[&str]) -> Result<Vec<String>> {
     let mut line = vec!["test", "start", &vm.group];
     line.extend(args);
+    if !args.contains(&"--space") {
+        // The machine may have less free than the default.
+        line.extend(["--space", "64M"]);
+    }
     let reply = pair.ctl().json_anywhere(&line)?;
     let disks = reply["test"]["disks"].as_array().context("disks")?;
     vm.names()
