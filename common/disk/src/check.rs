@@ -36,7 +36,7 @@ pub use report::{Counts, Finding, Kind, Report, SCHEMA, Severity};
 
 use self::source::Source;
 use crate::error::DiskError;
-use crate::open::open_locked;
+use crate::open::{Format, open_locked};
 use crate::storage::{BlockFile, Storage};
 
 /// Formats that can be checked.
@@ -94,7 +94,7 @@ fn check_file(
     let mut source = Source::new(file, path.display().to_string())?;
     let format = match options.format {
         Some(format) => format,
-        None => detect(&source)?,
+        None => detect(&source, path)?,
     };
     let file_bytes = source.length();
     let new = |facts| Report::new(path, facts, options.list_max);
@@ -121,11 +121,18 @@ fn check_file(
     }
 }
 
-/// The format by the first bytes, and by the last for VHD.
-fn detect(source: &Source<'_>) -> Result<CheckFormat, DiskError> {
+/// The format by the first bytes, and by the last for VHD; if they say nothing, by the name: what is damaged most must
+/// not pass as raw.
+fn detect(source: &Source<'_>, path: &Path) -> Result<CheckFormat, DiskError> {
     const COOKIE_BYTES: u64 = 8;
+    let by_name = match Format::by_name(path) {
+        Some(Format::Vhdx) => CheckFormat::Vhdx,
+        Some(Format::Vhd) => CheckFormat::Vhd,
+        _ if path.extension().is_some_and(|e| e == "hrl") => CheckFormat::Hrl,
+        _ => CheckFormat::Raw,
+    };
     if source.length() < COOKIE_BYTES {
-        return Ok(CheckFormat::Raw);
+        return Ok(by_name);
     }
     let start = source.bytes(0, COOKIE_BYTES)?;
     if start == crate::vhdx::layout::FILE_SIGNATURE {
@@ -143,9 +150,5 @@ fn detect(source: &Source<'_>) -> Result<CheckFormat, DiskError> {
         });
     }
     let is_vhd = start == vhd::COOKIE || vhd::ends_with_footer(source)?;
-    Ok(if is_vhd {
-        CheckFormat::Vhd
-    } else {
-        CheckFormat::Raw
-    })
+    Ok(if is_vhd { CheckFormat::Vhd } else { by_name })
 }

@@ -32,6 +32,21 @@ pub enum Format {
     Qcow2,
 }
 
+impl Format {
+    /// The format that a file's name ends with; `avhd` and `avhdx` are what Windows calls differencing disks.
+    #[must_use]
+    pub fn by_name(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "raw" | "img" => Some(Self::Raw),
+            "vhd" | "avhd" => Some(Self::Vhd),
+            "vhdx" | "avhdx" => Some(Self::Vhdx),
+            "qcow2" => Some(Self::Qcow2),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -57,11 +72,12 @@ pub struct OpenOptions {
 /// Tells a file's format from its first and last bytes. Takes a shared lock for the time it reads.
 ///
 /// # Errors
-/// [`DiskError::Unsupported`] for a format that we do not have, [`DiskError::Locked`] while a writer has it open.
+/// [`DiskError::Unsupported`] for a format that we do not have, [`DiskError::Corrupt`] where the name tells a format that
+/// the content does not have, [`DiskError::Locked`] while a writer has it open.
 pub fn probe(storage: &dyn Storage, path: &Path) -> Result<Format, DiskError> {
     let file = open_locked(storage, path, true)?;
     match foreign_format(&*file, path)? {
-        None => Ok(Format::Raw),
+        None => raw_unless_named(path),
         Some(VHD) => Ok(Format::Vhd),
         Some(VHDX) => Ok(Format::Vhdx),
         Some(QCOW2) => Ok(Format::Qcow2),
@@ -69,6 +85,25 @@ pub fn probe(storage: &dyn Storage, path: &Path) -> Result<Format, DiskError> {
             what: format!("{}: {other}", path.display()),
         }),
     }
+}
+
+/// The format of a file that looks like none. One that is named otherwise has lost its beginning, or is not what its owner
+/// believes; served as raw, its guest would see, and change, whatever is left of the structure.
+fn raw_unless_named(path: &Path) -> Result<Format, DiskError> {
+    let named = match Format::by_name(path) {
+        None | Some(Format::Raw) => return Ok(Format::Raw),
+        Some(Format::Vhd) => VHD,
+        Some(Format::Vhdx) => VHDX,
+        Some(Format::Qcow2) => QCOW2,
+    };
+    let name = path.display();
+    Err(DiskError::Corrupt {
+        structure: "file",
+        offset: 0,
+        detail: format!(
+            "{name} is named as {named} and does not begin as one; if it is a raw image, name that format"
+        ),
+    })
 }
 
 /// Opens an image, locked: exclusively, or shared with other readers.
@@ -137,7 +172,8 @@ fn open_vhdx(
     chain.enter(path)?;
     let mut find = |link: &ParentLink| -> Result<Arc<dyn Image>, DiskError> {
         let parent = chain.parent_of(path, link)?;
-        Ok(Arc::new(open_vhdx(storage, chain, &parent, true)?))
+        let opened = open_vhdx(storage, chain, &parent, true);
+        Ok(Arc::new(opened.map_err(|e| in_parent(&parent, e))?))
     };
     VhdxImage::open_with(Arc::clone(storage), path, read_only, &mut find)
 }
@@ -152,9 +188,26 @@ fn open_vhd(
     chain.enter(path)?;
     let mut find = |link: &ParentLink| -> Result<Arc<dyn Image>, DiskError> {
         let parent = chain.parent_of(path, link)?;
-        Ok(Arc::new(open_vhd(storage, chain, &parent, true)?))
+        let opened = open_vhd(storage, chain, &parent, true);
+        Ok(Arc::new(opened.map_err(|e| in_parent(&parent, e))?))
     };
     VhdImage::open_with(Arc::clone(storage), path, read_only, &mut find)
+}
+
+/// Says in which file of a chain the damage is.
+fn in_parent(parent: &Path, error: DiskError) -> DiskError {
+    match error {
+        DiskError::Corrupt {
+            structure,
+            offset,
+            detail,
+        } => DiskError::Corrupt {
+            structure,
+            offset,
+            detail: format!("in parent {}: {detail}", parent.display()),
+        },
+        other => other,
+    }
 }
 
 /// Opens a qcow2, which has no parents here.

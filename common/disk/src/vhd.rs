@@ -1,6 +1,6 @@
 //! VHD images: fixed, dynamic and differencing.
 //!
-//! Owns: [`VhdImage`], which opens a file, serves it as an [`Image`](crate::Image), grows it, and closes it.
+//! Owns: [`VhdImage`], which opens a file, serves it as an [`Image`], grows it, and closes it.
 //! Receives a [`Storage`] and a path; for differencing disks, a callback that opens the parent.
 //!
 //! | part | decides |

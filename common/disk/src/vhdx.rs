@@ -1,7 +1,7 @@
 //! VHDX images: fixed, dynamic and differencing, read and written through their log.
 //!
 //! Owns: [`VhdxImage`], which opens a file (replaying its log), serves it as an
-//! [`Image`](crate::Image), grows it, and closes it. Receives a [`Storage`] and a path.
+//! [`Image`], grows it, and closes it. Receives a [`Storage`] and a path.
 //!
 //! | part | decides |
 //! |---|---|

@@ -68,7 +68,7 @@ impl NewArgs {
     pub(crate) fn format(&self, file: &Path) -> Result<Format, Failure> {
         self.format
             .map(Format::from)
-            .or_else(|| by_name(file))
+            .or_else(|| Format::by_name(file))
             .ok_or_else(|| {
                 Failure::Usage(format!(
                     "the name of {} does not tell its format; say it with --format",
@@ -83,18 +83,6 @@ impl NewArgs {
         self.block
             .map(|bytes| u32::try_from(bytes).map_err(|_| too_large(bytes)))
             .transpose()
-    }
-}
-
-/// The format that a file's name ends with.
-fn by_name(file: &Path) -> Option<Format> {
-    let extension = file.extension()?.to_str()?.to_ascii_lowercase();
-    match extension.as_str() {
-        "raw" | "img" => Some(Format::Raw),
-        "vhd" => Some(Format::Vhd),
-        "vhdx" => Some(Format::Vhdx),
-        "qcow2" => Some(Format::Qcow2),
-        _ => None,
     }
 }
 

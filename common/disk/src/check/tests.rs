@@ -98,6 +98,27 @@ fn formats_are_told_by_their_bytes() {
 }
 
 #[test]
+fn what_the_bytes_do_not_tell_the_name_does() {
+    let junk = [0x5a; 8192];
+    for (name, format) in [
+        ("/a.vhdx", "vhdx"),
+        ("/a.avhdx", "vhdx"),
+        ("/a.vhd", "vhd"),
+        ("/a.hrl", "hrl"),
+        ("/a.img", "raw"),
+        ("/a", "raw"),
+    ] {
+        for bytes in [&junk[..], &junk[..4], &[]] {
+            let storage = storage_of(&[(name, bytes)]);
+            let report = check(&storage, Path::new(name), CheckOptions::default()).unwrap();
+            let raw = format == "raw";
+            assert_eq!(faults(&report).is_empty(), raw, "{name}: {report:?}");
+            assert_eq!(report.facts.format(), format, "{name}");
+        }
+    }
+}
+
+#[test]
 fn of_each_kind_a_bounded_number_is_listed_and_all_are_counted() {
     let mut bytes = vhdx::good();
     for index in 2..12 {

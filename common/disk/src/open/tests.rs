@@ -61,6 +61,32 @@ fn anything_else_is_raw() {
 }
 
 #[test]
+fn a_file_named_as_a_format_is_not_raw() {
+    let named = ["/a.vhd", "/a.AVHD", "/a.vhdx", "/a.avhdx", "/a.qcow2"];
+    let plain = ["/a.raw", "/a.img", "/a.bin", "/vhdx"];
+    for name in named.into_iter().chain(plain) {
+        let path = Path::new(name);
+        let storage = FakeStorage::new();
+        let file = storage.open(path, OpenMode::CreateNew).unwrap();
+        file.set_length(8192).unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(storage);
+        let found = probe(&*storage, path);
+        if plain.contains(&name) {
+            assert_eq!(found.unwrap(), Format::Raw);
+            continue;
+        }
+        assert_eq!(found.unwrap_err().kind(), ErrorKind::Corrupt, "{name}");
+        let refused = open_image(&storage, path, OpenOptions::default());
+        assert_eq!(refused.err().unwrap().kind(), ErrorKind::Corrupt);
+        let told = OpenOptions {
+            format: Some(Format::Raw),
+            ..OpenOptions::default()
+        };
+        assert!(open_image(&storage, path, told).is_ok(), "{name}");
+    }
+}
+
+#[test]
 fn a_short_file_is_probed_too() {
     let storage = FakeStorage::new();
     let file = storage.open(path(), OpenMode::CreateNew).unwrap();
@@ -176,4 +202,15 @@ fn a_vhd_is_found_by_its_footer_and_its_chain_opened() {
         image.read_at(&mut buf, 0).unwrap();
         assert_eq!(buf, [7; 512]);
     }
+    let file = storage.open(&base, OpenMode::ReadWrite).unwrap();
+    file.write_at(&[0xff; 1024], 512).unwrap();
+    drop(file);
+    let options = OpenOptions {
+        parents: Parents::Inside("/".into()),
+        ..OpenOptions::default()
+    };
+    let damaged = open_image(&storage, path(), options).err().unwrap();
+    assert_eq!(damaged.kind(), ErrorKind::Corrupt);
+    let message = damaged.to_string();
+    assert!(message.contains("in parent /disk.Dynamic: "), "{message}");
 }
