@@ -278,7 +278,7 @@ impl ReplicaGroup {
         let inner = Arc::clone(&self.inner);
         Ok(match kind {
             TransferKind::Seed => Box::new(seed::SeedTransfer::new(inner, session, received)),
-            TransferKind::Cycle { to, .. } => {
+            TransferKind::Cycle { to, .. } | TransferKind::Resync { to, .. } => {
                 Box::new(cycle::CycleTransfer::start(inner, session, received, to))
             }
         })
@@ -476,6 +476,8 @@ impl Inner {
                 state.follows(from, to)?;
                 self.check_room(&state)?;
             }
+            // It is for a replica of another generation, and ours is the sender's.
+            TransferKind::Resync { .. } => return Err(ReplicaError::WrongGeneration),
         }
         state.end_transfer();
         let received = Arc::new(AtomicU64::new(0));

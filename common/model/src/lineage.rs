@@ -8,7 +8,7 @@ use crate::ids::GenId;
 pub const HISTORY_MAX: usize = 256;
 
 /// A site's history of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lineage {
     /// The generation the site is in.
     pub current: GenId,
@@ -56,6 +56,48 @@ impl Lineage {
             ancestors,
             superseded: self.superseded.clone(),
         }
+    }
+
+    /// This history back at `generation`, one of its ancestors; what came after it is left behind for
+    /// good. `None` when it is no ancestor.
+    #[must_use]
+    pub fn rolled_back(&self, generation: GenId) -> Option<Self> {
+        let at = self.ancestors.iter().position(|a| *a == generation)?;
+        let mut back = Self {
+            current: generation,
+            ancestors: self.ancestors[at + 1..].to_vec(),
+            superseded: self.superseded.clone(),
+        };
+        back.leave_behind(self.ancestors[..at].iter().rev().copied());
+        back.leave_behind([self.current]);
+        Some(back)
+    }
+
+    /// This history, moved on to `next`, with everything of `loser` left behind that is not its own.
+    #[must_use]
+    pub fn kept_over(&self, loser: &Self, next: GenId) -> Self {
+        let mut kept = self.advanced(next);
+        let lost = loser.superseded.iter().rev();
+        let lost = lost
+            .chain(loser.ancestors.iter().rev())
+            .chain([&loser.current]);
+        let lost: Vec<_> = lost.copied().filter(|id| !kept.holds(*id)).collect();
+        kept.leave_behind(lost);
+        kept
+    }
+
+    /// Newest first, and the oldest give way.
+    fn leave_behind(&mut self, lost: impl IntoIterator<Item = GenId>) {
+        for id in lost {
+            self.superseded.insert(0, id);
+        }
+        self.superseded.truncate(HISTORY_MAX);
+    }
+
+    /// Whether `generation` occurs in this history at all.
+    #[must_use]
+    pub fn holds(&self, generation: GenId) -> bool {
+        self.current == generation || self.left_behind(generation)
     }
 
     /// Whether `generation` is one that this site has left behind.
@@ -107,6 +149,32 @@ mod tests {
         assert_eq!(left.relation_to(&born), Relation::Ahead);
         assert_eq!(left.relation_to(&right), Relation::Diverged);
         assert_eq!(left.relation_to(&Lineage::born(id(9))), Relation::Unrelated);
+    }
+
+    #[test]
+    fn a_history_rolled_back_has_left_behind_what_came_after() {
+        let born = Lineage::born(id(1));
+        let trial = born.advanced(id(2)).advanced(id(3));
+        let back = trial.rolled_back(id(1)).unwrap();
+        assert_eq!(back.relation_to(&born), Relation::Same);
+        assert_eq!(back.superseded, [id(3), id(2)]);
+        assert_eq!(back.relation_to(&trial), Relation::Diverged);
+        assert_eq!(born.rolled_back(id(2)), None);
+        assert_eq!(born.rolled_back(id(1)), None);
+    }
+
+    #[test]
+    fn the_history_that_is_kept_is_ahead_of_the_other() {
+        let born = Lineage::born(id(1));
+        let (left, right) = (born.advanced(id(2)), born.advanced(id(3)).advanced(id(4)));
+        let kept = left.kept_over(&right, id(5));
+        assert_eq!(kept.relation_to(&right), Relation::Ahead);
+        assert_eq!(kept.relation_to(&left), Relation::Ahead);
+        assert_eq!(kept.ancestors, [id(2), id(1)]);
+        assert_eq!(kept.superseded, [id(4), id(3)]);
+        // Two operators who each keep their own side are where they were.
+        let other = right.kept_over(&left, id(6));
+        assert_eq!(kept.relation_to(&other), Relation::Diverged);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use crate::group::Forced;
 use crate::ids::{
     Cycle, Digest, DiskId, DiskName, GenId, Generation, GroupId, GroupName, Nonce, OpId, UnixMillis,
 };
@@ -57,7 +58,7 @@ impl fmt::Display for RoleName {
 }
 
 /// What one site says of its side of a group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PeerSummary {
     /// The group.
     pub group: GroupId,
@@ -71,6 +72,8 @@ pub struct PeerSummary {
     pub cycle: Cycle,
     /// Digest of that cycle; of no meaning while `cycle` is none.
     pub digest: Option<Digest>,
+    /// Forced acts that are on record there; both sites show them.
+    pub forced: Vec<Forced>,
 }
 
 impl PeerSummary {
@@ -85,12 +88,13 @@ impl PeerSummary {
             lineage: Lineage::born(none),
             cycle: Cycle::NONE,
             digest: None,
+            forced: Vec::new(),
         }
     }
 }
 
 /// First words about a group on each session, and whenever the sender's role changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hello {
     /// Names this request.
     pub request: OpId,
@@ -102,7 +106,7 @@ pub struct Hello {
 
 /// Answer to a [`Hello`]. The answering site has already done what the Hello asks of it
 /// (fenced itself, become a replica) when it answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HelloAnswer {
     /// The request that is answered.
     pub request: OpId,
@@ -115,7 +119,7 @@ pub struct HelloAnswer {
 }
 
 /// Asks the peer to keep a replica of a new group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GroupOffer {
     /// The group.
     pub group: GroupId,
@@ -135,7 +139,7 @@ pub struct GroupOffer {
 }
 
 /// One disk of a [`GroupOffer`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DiskOffer {
     /// The disk.
     pub disk: DiskId,
@@ -171,7 +175,7 @@ pub enum ImageFormat {
 }
 
 /// Gives the right to serve the guest to the peer (planned failover).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Grant {
     /// Names this request; repeats carry the same.
     pub request: OpId,
@@ -191,8 +195,50 @@ pub struct Grant {
     pub reverse: bool,
 }
 
+/// Asks the source to give up the right to serve the guest, for a failover with both sites reachable. It is
+/// answered when the source has closed, drained and flushed, and that is durable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FenceRequest {
+    /// Names this request.
+    pub request: OpId,
+    /// The asker's process life.
+    pub nonce: Nonce,
+    /// The receiver's process life.
+    pub to_nonce: Nonce,
+    /// The group.
+    pub group: GroupId,
+    /// The generation that both are in.
+    pub generation: Generation,
+    /// The generation that the asker takes over in.
+    pub new: GenId,
+}
+
+/// Asks a replica whether a fenced source may serve again: it drops any failover that it has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ReleaseRequest {
+    /// Names this request.
+    pub request: OpId,
+    /// The asker's process life.
+    pub nonce: Nonce,
+    /// The receiver's process life.
+    pub to_nonce: Nonce,
+    /// The group.
+    pub group: GroupId,
+    /// The generation that both are in.
+    pub generation: Generation,
+}
+
+/// Answer to a [`FenceRequest`] or a [`ReleaseRequest`]: what was asked is so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Confirmation {
+    /// The request that is answered.
+    pub request: OpId,
+    /// The asker's process life, as it was in the request.
+    pub nonce: Nonce,
+}
+
 /// Opens a transfer of bulk data for one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TransferBegin {
     /// The group.
     pub group: GroupId,
@@ -203,7 +249,7 @@ pub struct TransferBegin {
 }
 
 /// What a transfer carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TransferKind {
     /// Blocks of initial replication: straight into the image, no point at the end.
     Seed,
@@ -214,10 +260,20 @@ pub enum TransferKind {
         /// The cycle that is sent.
         to: Cycle,
     },
+    /// A cycle that brings a receiver of another generation up to the sender's: everything that either of
+    /// them has written since their histories parted.
+    Resync {
+        /// The receiver's generation.
+        over: GenId,
+        /// The receiver's last cycle, committed or acknowledged.
+        from: Cycle,
+        /// The cycle that is sent.
+        to: Cycle,
+    },
 }
 
 /// Whether bytes follow for a range of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FrameExtentKind {
     /// The bytes are in the frame's payload, after those of the extents before it.
     Data,
@@ -226,7 +282,7 @@ pub enum FrameExtentKind {
 }
 
 /// A range of a disk in a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FrameExtent {
     /// First byte on the disk.
     pub offset: u64,
@@ -237,7 +293,7 @@ pub struct FrameExtent {
 }
 
 /// Ends a transfer: what was sent, so that the receiver can check it before it commits.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TransferCommit {
     /// Instant of the cut by the source's clock.
     pub cut_at: UnixMillis,
@@ -250,7 +306,7 @@ pub struct TransferCommit {
 }
 
 /// One disk's part of a [`TransferCommit`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DiskCommit {
     /// The disk.
     pub disk: DiskId,
@@ -261,7 +317,7 @@ pub struct DiskCommit {
 }
 
 /// The receiver's word that a transfer is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Committed {
     /// The receiver's last committed cycle now.
     pub cycle: Cycle,

@@ -30,7 +30,7 @@ const WINDOW_MS_MAX: i64 = 100 * 365 * DAY_MS;
 const DAY_MS: i64 = 24 * 3_600_000;
 
 /// What a group's replica keeps, and the room it may take. Both sites know it, since either may be the replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Retention {
     /// Which points are kept.
     pub policy: Policy,
@@ -67,7 +67,7 @@ impl Retention {
 }
 
 /// Which points are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Policy {
     /// The newest ones, by their number.
     Newest(NonZeroU32),
@@ -76,11 +76,11 @@ pub enum Policy {
 }
 
 /// Tiers with growing windows and growing distances; not empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Grid(Vec<Tier>);
 
 /// Which points are kept up to an age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Tier {
     /// One point is kept for each so many milliseconds; 1 keeps all.
     every_ms: i64,

@@ -21,8 +21,8 @@
 use std::collections::BTreeMap;
 
 use sitepair_model::group::{
-    Access, BootId, Effect, Event, ForceOpen, GroupState, Restart, Role, RoleRecord, Transition,
-    step,
+    Access, BootId, Effect, Event, ForceOpen, GroupState, PeerStatement, Restart, Role, RoleRecord,
+    Signature, Transition, step,
 };
 use sitepair_model::ids::{Cycle, Digest, GenId, Generation, GroupId, Nonce, OpId, UnixMillis};
 use sitepair_model::peer::{
@@ -313,7 +313,8 @@ impl World {
             }
             Effect::AnswerGrant { request } => self.send(site, Message::GrantAnswer(request)),
             Effect::Acknowledge(last) => self.acknowledge(site, last),
-            Effect::Promote { through } => {
+            Effect::Promote(promotion) => {
+                let through = promotion.through();
                 let machine = &mut self.sites[site];
                 if let Some(disk) = machine.points.get(&through) {
                     machine.image = *disk;
@@ -335,6 +336,13 @@ impl World {
             | Effect::OfferGroup
             | Effect::Alarm(_)
             | Effect::Forget => {}
+            Effect::SendFence(_)
+            | Effect::AnswerFence(_)
+            | Effect::SendRelease(_)
+            | Effect::AnswerRelease(_)
+            | Effect::OpenOverlay { .. }
+            | Effect::KeepFork(_)
+            | Effect::DropFork(_) => panic!("nobody fails over to a point here: {effect:?}"),
         }
     }
 
@@ -585,11 +593,14 @@ impl World {
             Signing::Truth | Signing::Lies => {}
         }
         let act = ForceOpen {
-            who: "ann".to_owned(),
-            why: "flood".to_owned(),
-            at: UnixMillis(0),
-            peer_host_stopped: true,
-            typed_name_matches: true,
+            op: self.op(),
+            signature: Signature {
+                who: "ann".to_owned(),
+                why: "flood".to_owned(),
+                at: UnixMillis(0),
+                typed_name_matches: true,
+                peer: PeerStatement::HostOff,
+            },
             new: GenId::from_bytes(self.random.id()),
         };
         self.feed(site, &Event::PeerLost);

@@ -1,9 +1,12 @@
 //! Hello and Grant: what may change roles.
 
 use bytes::Bytes;
-use sitepair_model::ids::{Cycle, GenId, OpId};
+use sitepair_model::group::{FORCED_MAX, FORCED_TEXT_MAX_BYTES, Forced, ForcedAct};
+use sitepair_model::ids::{Cycle, GenId, OpId, UnixMillis};
 use sitepair_model::lineage::{HISTORY_MAX, Lineage};
-use sitepair_model::peer::{Grant, Hello, HelloAnswer, PeerSummary, RoleName};
+use sitepair_model::peer::{
+    Confirmation, FenceRequest, Grant, Hello, HelloAnswer, PeerSummary, ReleaseRequest, RoleName,
+};
 
 use super::{
     Invalid, digest, gen_id, generation, group_id, limit, nonce, op_id, present, to_bytes,
@@ -78,6 +81,7 @@ impl From<PeerSummary> for v1::PeerSummary {
             digest: value
                 .digest
                 .map_or_else(Bytes::new, |d| to_bytes(d.as_bytes())),
+            forced: value.forced.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -96,6 +100,151 @@ impl TryFrom<v1::PeerSummary> for PeerSummary {
             } else {
                 Some(digest(&value.digest)?)
             },
+            forced: forced_acts(value.forced)?,
+        })
+    }
+}
+
+impl From<Forced> for v1::ForcedAct {
+    fn from(value: Forced) -> Self {
+        let kind = match value.act {
+            ForcedAct::Opened => v1::ForcedKind::Opened,
+            ForcedAct::FailedOver => v1::ForcedKind::FailedOver,
+            ForcedAct::RolledBack => v1::ForcedKind::RolledBack,
+        };
+        Self {
+            kind: kind.into(),
+            generation: to_bytes(value.generation.as_bytes()),
+            at_receiver: value.at_peer,
+            who: value.who,
+            why: value.why,
+            at_ms: value.at.0,
+        }
+    }
+}
+
+impl TryFrom<v1::ForcedAct> for Forced {
+    type Error = Invalid;
+    fn try_from(value: v1::ForcedAct) -> Result<Self, Invalid> {
+        limit("who", value.who.len(), FORCED_TEXT_MAX_BYTES)?;
+        limit("why", value.why.len(), FORCED_TEXT_MAX_BYTES)?;
+        Ok(Self {
+            act: match v1::ForcedKind::try_from(value.kind) {
+                Ok(v1::ForcedKind::Opened) => ForcedAct::Opened,
+                Ok(v1::ForcedKind::FailedOver) => ForcedAct::FailedOver,
+                Ok(v1::ForcedKind::RolledBack) => ForcedAct::RolledBack,
+                Ok(v1::ForcedKind::Unspecified) | Err(_) => {
+                    return Err(unknown_kind("kind", value.kind));
+                }
+            },
+            generation: gen_id("generation", &value.generation)?,
+            at_peer: value.at_receiver,
+            who: value.who,
+            why: value.why,
+            at: UnixMillis(value.at_ms),
+        })
+    }
+}
+
+fn forced_acts(acts: Vec<v1::ForcedAct>) -> Result<Vec<Forced>, Invalid> {
+    limit("forced", acts.len(), FORCED_MAX)?;
+    acts.into_iter().map(TryInto::try_into).collect()
+}
+
+impl From<FenceRequest> for v1::FenceRequest {
+    fn from(value: FenceRequest) -> Self {
+        Self {
+            versions: spoken(),
+            request: to_bytes(value.request.as_bytes()),
+            nonce: to_bytes(value.nonce.as_bytes()),
+            to_nonce: to_bytes(value.to_nonce.as_bytes()),
+            group: to_bytes(value.group.as_bytes()),
+            generation: Some(value.generation.into()),
+            new_generation: to_bytes(value.new.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<v1::FenceRequest> for FenceRequest {
+    type Error = Invalid;
+    fn try_from(value: v1::FenceRequest) -> Result<Self, Invalid> {
+        Ok(Self {
+            request: op_id(&value.request)?,
+            nonce: nonce("nonce", &value.nonce)?,
+            to_nonce: nonce("to_nonce", &value.to_nonce)?,
+            group: group_id(&value.group)?,
+            generation: generation("generation", value.generation)?,
+            new: gen_id("new_generation", &value.new_generation)?,
+        })
+    }
+}
+
+impl v1::FenceReply {
+    /// The answer in the version that both speak.
+    #[must_use]
+    pub fn of(answer: Confirmation, version: Version) -> Self {
+        Self {
+            version: version.number(),
+            request: to_bytes(answer.request.as_bytes()),
+            nonce: to_bytes(answer.nonce.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<v1::FenceReply> for Confirmation {
+    type Error = Invalid;
+    fn try_from(value: v1::FenceReply) -> Result<Self, Invalid> {
+        Ok(Self {
+            request: op_id(&value.request)?,
+            nonce: nonce("nonce", &value.nonce)?,
+        })
+    }
+}
+
+impl From<ReleaseRequest> for v1::ReleaseRequest {
+    fn from(value: ReleaseRequest) -> Self {
+        Self {
+            versions: spoken(),
+            request: to_bytes(value.request.as_bytes()),
+            nonce: to_bytes(value.nonce.as_bytes()),
+            to_nonce: to_bytes(value.to_nonce.as_bytes()),
+            group: to_bytes(value.group.as_bytes()),
+            generation: Some(value.generation.into()),
+        }
+    }
+}
+
+impl TryFrom<v1::ReleaseRequest> for ReleaseRequest {
+    type Error = Invalid;
+    fn try_from(value: v1::ReleaseRequest) -> Result<Self, Invalid> {
+        Ok(Self {
+            request: op_id(&value.request)?,
+            nonce: nonce("nonce", &value.nonce)?,
+            to_nonce: nonce("to_nonce", &value.to_nonce)?,
+            group: group_id(&value.group)?,
+            generation: generation("generation", value.generation)?,
+        })
+    }
+}
+
+impl v1::ReleaseReply {
+    /// The answer in the version that both speak.
+    #[must_use]
+    pub fn of(answer: Confirmation, version: Version) -> Self {
+        Self {
+            version: version.number(),
+            request: to_bytes(answer.request.as_bytes()),
+            nonce: to_bytes(answer.nonce.as_bytes()),
+        }
+    }
+}
+
+impl TryFrom<v1::ReleaseReply> for Confirmation {
+    type Error = Invalid;
+    fn try_from(value: v1::ReleaseReply) -> Result<Self, Invalid> {
+        Ok(Self {
+            request: op_id(&value.request)?,
+            nonce: nonce("nonce", &value.nonce)?,
         })
     }
 }

@@ -1,13 +1,15 @@
 //! Round trips, limits, and random bytes.
 
 use prost::Message;
+use sitepair_model::group::{FORCED_MAX, Forced, ForcedAct};
 use sitepair_model::ids::{
     Cycle, Digest, DiskId, GenId, Generation, GroupId, Nonce, OpId, UnixMillis,
 };
 use sitepair_model::lineage::{HISTORY_MAX, Lineage};
 use sitepair_model::peer::{
-    Committed, DiskCommit, DiskOffer, Grant, GroupOffer, Hello, HelloAnswer, ImageFormat,
-    PeerSummary, RoleName, TransferBegin, TransferCommit, TransferKind,
+    Committed, Confirmation, DiskCommit, DiskOffer, FenceRequest, Grant, GroupOffer, Hello,
+    HelloAnswer, ImageFormat, PeerSummary, ReleaseRequest, RoleName, TransferBegin, TransferCommit,
+    TransferKind,
 };
 use sitepair_model::point::Consistency;
 use sitepair_model::retention::Retention;
@@ -33,6 +35,20 @@ fn a_summary(role: RoleName) -> PeerSummary {
         lineage,
         cycle: Cycle(42),
         digest: Some(Digest::from_bytes([9; 32])),
+        forced: [
+            ForcedAct::Opened,
+            ForcedAct::FailedOver,
+            ForcedAct::RolledBack,
+        ]
+        .map(|act| Forced {
+            act,
+            generation: GenId::from_bytes([2; 16]),
+            at_peer: act == ForcedAct::FailedOver,
+            who: "ann".to_owned(),
+            why: "the other site burnt".to_owned(),
+            at: UnixMillis(-5),
+        })
+        .to_vec(),
     }
 }
 
@@ -89,6 +105,60 @@ fn over_the_wire<M: Message + Default>(message: &M) -> M {
     M::decode(&message.encode_to_vec()[..]).unwrap()
 }
 
+fn a_fence_and_a_release_survive_the_wire() {
+    let fence = FenceRequest {
+        request: OpId::from_bytes([4; 16]),
+        nonce: Nonce::from_bytes([5; 16]),
+        to_nonce: Nonce::from_bytes([6; 16]),
+        group: GroupId::from_bytes([7; 16]),
+        generation: a_generation(2),
+        new: GenId::from_bytes([8; 16]),
+    };
+    let wire: v1::FenceRequest = fence.clone().into();
+    assert_eq!(FenceRequest::try_from(over_the_wire(&wire)).unwrap(), fence);
+    let release = ReleaseRequest {
+        request: fence.request,
+        nonce: fence.nonce,
+        to_nonce: fence.to_nonce,
+        group: fence.group,
+        generation: fence.generation,
+    };
+    let wire: v1::ReleaseRequest = release.clone().into();
+    assert_eq!(
+        ReleaseRequest::try_from(over_the_wire(&wire)).unwrap(),
+        release
+    );
+    let answer = Confirmation {
+        request: fence.request,
+        nonce: fence.nonce,
+    };
+    let version = || negotiate(crate::spoken()).unwrap();
+    let wire = v1::FenceReply::of(answer, version());
+    assert_eq!(
+        Confirmation::try_from(over_the_wire(&wire)).unwrap(),
+        answer
+    );
+    let wire = v1::ReleaseReply::of(answer, version());
+    assert_eq!(
+        Confirmation::try_from(over_the_wire(&wire)).unwrap(),
+        answer
+    );
+}
+
+#[test]
+fn forced_acts_have_limits() {
+    let with = |change: &dyn Fn(&mut Vec<Forced>)| {
+        let mut hello = a_hello(RoleName::Source);
+        change(&mut hello.summary.forced);
+        let wire: v1::HelloRequest = hello.into();
+        Hello::try_from(wire).is_ok()
+    };
+    assert!(with(&|acts| acts.truncate(1)));
+    assert!(!with(&|acts| acts[0].why = "x".repeat(1025)));
+    assert!(!with(&|acts| acts[0].who = "x".repeat(1025)));
+    assert!(!with(&|acts| *acts = vec![acts[0].clone(); FORCED_MAX + 1]));
+}
+
 #[test]
 fn every_message_survives_the_wire() {
     for role in [
@@ -117,6 +187,8 @@ fn every_message_survives_the_wire() {
     let wire = v1::HelloReply::of(answer.clone(), negotiate(crate::spoken()).unwrap());
     assert_eq!(HelloAnswer::try_from(over_the_wire(&wire)).unwrap(), answer);
 
+    a_fence_and_a_release_survive_the_wire();
+
     let offer = an_offer();
     let wire: v1::OfferRequest = offer.clone().into();
     assert_eq!(GroupOffer::try_from(over_the_wire(&wire)).unwrap(), offer);
@@ -139,6 +211,11 @@ fn every_message_survives_the_wire() {
 fn every_message_of_a_transfer_survives_the_wire() {
     for kind in [
         TransferKind::Seed,
+        TransferKind::Resync {
+            over: GenId::from_bytes([4; 16]),
+            from: Cycle(3),
+            to: Cycle(5),
+        },
         TransferKind::Cycle {
             from: Cycle(0),
             to: Cycle(1),

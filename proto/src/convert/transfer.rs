@@ -58,6 +58,11 @@ impl From<TransferBegin> for v1::TransferBegin {
                     from: from.0,
                     to: to.0,
                 }),
+                TransferKind::Resync { over, from, to } => Kind::Resync(v1::ResyncTransfer {
+                    over: to_bytes(over.as_bytes()),
+                    from: from.0,
+                    to: to.0,
+                }),
             }),
         }
     }
@@ -73,10 +78,16 @@ impl TryFrom<v1::TransferBegin> for TransferBegin {
                 from: Cycle(cycle.from),
                 to: Cycle(cycle.to),
             },
-            Kind::Cycle(cycle) => {
+            Kind::Resync(cycle) if cycle.to > cycle.from => TransferKind::Resync {
+                over: gen_id("over", &cycle.over)?,
+                from: Cycle(cycle.from),
+                to: Cycle(cycle.to),
+            },
+            Kind::Cycle(v1::CycleTransfer { to, .. })
+            | Kind::Resync(v1::ResyncTransfer { to, .. }) => {
                 return Err(Invalid::Value {
                     field: "to",
-                    found: cycle.to,
+                    found: to,
                 });
             }
         };

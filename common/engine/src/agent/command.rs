@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use sitepair_model::cause::chain;
-use sitepair_model::group::{Event, ForceOpen, Hold, Refusal, Role, allowed_operations};
+use sitepair_model::group::{Event, ForceOpen, Hold, Operation, Refusal, Role, allowed_operations};
 use sitepair_model::ids::{Cycle, DiskId, DiskName, OpId, TestName};
 use sitepair_model::retention::Policy;
 use tokio::sync::oneshot;
@@ -147,7 +147,8 @@ impl GroupTask {
                 let _ = reply.send(self.planned_failover(op, disconnect, reverse).await);
             }
             Command::ForceOpen { act, reply } => {
-                let (who, why) = (act.who.clone(), act.why.clone());
+                let signed = &act.signature;
+                let (who, why) = (signed.who.clone(), signed.why.clone());
                 let done = self
                     .change(Event::ForceOpen(act), "the group is open here")
                     .await;
@@ -383,7 +384,7 @@ impl GroupTask {
                 state.record.base
             )),
             Role::HandedOver { .. } => {}
-            Role::Source | Role::Fenced { .. } | Role::Seeding => {
+            Role::Source | Role::Trial(_) | Role::Fenced { .. } | Role::Seeding => {
                 job.fail("the group left the planned failover; see its status");
             }
         }
@@ -411,6 +412,7 @@ impl GroupTask {
                 }
                 _ => "replicating".to_owned(),
             },
+            Role::Trial(_) => "failover: not committed yet".to_owned(),
             Role::Quiescing { .. } => "planned failover: sending the last changes".to_owned(),
             Role::HandedOver { .. } => {
                 "handed over: waiting for the other site to take over".to_owned()
@@ -471,6 +473,7 @@ impl GroupTask {
             messages: self.messages(&state),
             allowed_operations: allowed_operations(&state)
                 .iter()
+                .filter(|o| COMMANDS.contains(o))
                 .map(|o| o.as_str())
                 .collect(),
             disks: disks.collect(),
@@ -523,11 +526,30 @@ impl GroupTask {
         for act in &state.record.forced {
             let at = jiff::Timestamp::from_millisecond(act.at.0)
                 .map_or_else(|_| String::new(), |t| t.to_string());
-            messages.push(format!("forced open at {at} by {}: {}", act.who, act.why));
+            let place = if act.at_peer {
+                self.context.site.other()
+            } else {
+                self.context.site
+            };
+            messages.push(format!(
+                "{} at the {place} site at {at} by {}: {}",
+                act.act, act.who, act.why
+            ));
         }
         messages
     }
 }
+
+/// The operations that there are commands for.
+const COMMANDS: [Operation; 7] = [
+    Operation::Cut,
+    Operation::Pause,
+    Operation::Resume,
+    Operation::Reverse,
+    Operation::PlannedFailover,
+    Operation::ForceOpen,
+    Operation::Unprotect,
+];
 
 fn source_status(side: &super::side::SourceSide, now_ms: i64) -> SourceStatus {
     let p = side.group.progress();

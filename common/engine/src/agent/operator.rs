@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sitepair_model::cause::chain;
-use sitepair_model::group::ForceOpen;
+use sitepair_model::group::{ForceOpen, PeerStatement, Signature};
 use sitepair_model::ids::{Cycle, GenId, GroupName, OpId, TestName, UnixMillis};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -255,12 +255,20 @@ impl Operator {
         typed_name: &str,
         peer_is_stopped: bool,
     ) -> Result<Done, CommandError> {
-        let act = ForceOpen {
+        let signature = Signature {
             who,
             why,
             at: self.context.env.now(),
-            peer_host_stopped: peer_is_stopped,
             typed_name_matches: typed_name == group.as_str(),
+            peer: if peer_is_stopped {
+                PeerStatement::HostOff
+            } else {
+                PeerStatement::None
+            },
+        };
+        let act = ForceOpen {
+            op: OpId::from_bytes(self.context.env.random_id()),
+            signature,
             new: GenId::from_bytes(self.context.env.random_id()),
         };
         self.ask(group, |reply| Command::ForceOpen { act, reply })

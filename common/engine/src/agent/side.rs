@@ -361,7 +361,7 @@ pub(super) fn wants_source(state: &GroupState) -> bool {
         Role::Source | Role::Quiescing { .. } | Role::HandedOver { .. } | Role::Fenced { .. } => {
             state.record.promoting.is_none()
         }
-        Role::Seeding | Role::Replica => false,
+        Role::Trial(_) | Role::Seeding | Role::Replica => false,
     }
 }
 

@@ -427,7 +427,18 @@ impl GroupTask {
             Effect::AnswerGrant { request } => answers.grant = Some(request),
             // The replica checks a transfer by itself, and knows what was committed.
             Effect::AcceptTransfer | Effect::Acknowledge(_) => {}
-            Effect::Promote { through } => self.promote(through),
+            Effect::Promote(promotion) => self.promote(promotion.through()),
+            Effect::SendFence(_)
+            | Effect::AnswerFence(_)
+            | Effect::SendRelease(_)
+            | Effect::AnswerRelease(_)
+            | Effect::OpenOverlay { .. }
+            | Effect::KeepFork(_)
+            | Effect::DropFork(_) => {
+                // Of the events that lead here only a resync can come, from a peer of another
+                // version; the transfer that it begins is refused where it is opened.
+                tracing::error!(group = %self.core.name, ?effect, "not carried out by this agent");
+            }
             Effect::BecomeReplica { .. } => self.become_replica().await,
             Effect::Alarm(trouble) => {
                 tracing::error!(group = %self.core.name, "{trouble}");
@@ -476,11 +487,11 @@ impl GroupTask {
         {
             self.open_exports().await;
         }
-        if let Some(through) = state.record.promoting
+        if let Some(promotion) = state.record.promoting
             && !self.promoting
             && matches!(self.side, Side::Replica(_))
         {
-            self.promote(through);
+            self.promote(promotion.through());
         }
         self.look_after_tests().await;
         self.ask_if_due().await;

@@ -365,6 +365,7 @@ async fn a_fence_that_cannot_be_recorded_keeps_the_site_closed() {
             lineage: Lineage::born(status.generation.id).advanced(next),
             cycle: status.cycle,
             digest: None,
+            forced: Vec::new(),
         },
     };
     let mortal = Arc::clone(pair.sites[0].mortal.as_ref().unwrap());

@@ -358,6 +358,7 @@ pub(crate) fn a_hello() -> Hello {
             lineage: Lineage::born(a_generation().id),
             cycle: Cycle::NONE,
             digest: None,
+            forced: Vec::new(),
         },
     }
 }

@@ -1,11 +1,13 @@
 //! What a decision asks the caller to do.
 
-use super::{GroupState, Trouble};
-use crate::ids::{Cycle, OpId};
-use crate::peer::{Committed, Grant, Hello, HelloAnswer};
+use super::{Fork, GroupState, Promotion, Trouble};
+use crate::ids::{Cycle, GenId, OpId};
+use crate::peer::{
+    Committed, Confirmation, FenceRequest, Grant, Hello, HelloAnswer, ReleaseRequest,
+};
 
 /// A decision: what to do before it counts, the state that then counts, what to do after.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[must_use = "a decision that is not carried out is lost"]
 pub struct Transition {
     /// Run in order, before [`Transition::next`] is made durable.
@@ -17,7 +19,7 @@ pub struct Transition {
 }
 
 /// Something to do. All may be repeated without harm, so a crash between two of them is none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Admit no more guest requests, drain those under way, flush the images, close the exports.
     /// Nothing to do where they are closed.
@@ -56,16 +58,37 @@ pub enum Effect {
         /// The Grant's request.
         request: OpId,
     },
+    /// Send this request; feed the answer back as [`Event::FenceAnswered`](super::Event::FenceAnswered),
+    /// or [`Event::GiveUp`](super::Event::GiveUp).
+    SendFence(FenceRequest),
+    /// Answer the peer's request to fence this site.
+    AnswerFence(Confirmation),
+    /// Send this request; feed the answer back as
+    /// [`Event::ReleaseAnswered`](super::Event::ReleaseAnswered), or
+    /// [`Event::GiveUp`](super::Event::GiveUp).
+    SendRelease(ReleaseRequest),
+    /// Answer the peer's request to release it.
+    AnswerRelease(Confirmation),
     /// Let the peer send what it asked to send.
     AcceptTransfer,
     /// Tell the peer that this cycle is durable here.
     Acknowledge(Committed),
-    /// Fold the journal up to this cycle into the images, then feed
+    /// Fold the journal, and while serving the overlay, into the images, then feed
     /// [`Event::Promoted`](super::Event::Promoted).
-    Promote {
-        /// The cycle.
-        through: Cycle,
+    Promote(Promotion),
+    /// Open the overlay above this point, making it if it is not there, with a change map in which every block
+    /// is marked that differs between this point and the newest one.
+    OpenOverlay {
+        /// The point.
+        point: Cycle,
+        /// Names the overlay, and the fork that it may become: the generation that the failover began.
+        generation: GenId,
     },
+    /// Make durable that these writes stay readable, whatever becomes of image and journal: the blocks of
+    /// the change map where the site is fenced, the overlay where a failover is given up.
+    KeepFork(Fork),
+    /// Remove a fork's files.
+    DropFork(Fork),
     /// The images are a replica's from now on, complete at this cycle: forget the change maps, accept
     /// cycles.
     BecomeReplica {
@@ -79,10 +102,18 @@ pub enum Effect {
 }
 
 /// Where the peer's replica stands when replication starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReplicateFrom {
     /// It has no complete point: initial replication first.
     Nothing,
     /// It is complete at this cycle; what comes after is to be sent.
     Cycle(Cycle),
+    /// It is of another generation: fetch its change map, add it durably to the own one, and send the blocks of
+    /// both as one cycle.
+    Behind {
+        /// Its generation.
+        over: GenId,
+        /// Its last cycle.
+        cycle: Cycle,
+    },
 }

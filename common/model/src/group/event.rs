@@ -1,11 +1,13 @@
 //! What can happen to a group.
 
 use super::record::BootId;
-use crate::ids::{GenId, Nonce, OpId, UnixMillis};
-use crate::peer::{Committed, Grant, Hello, HelloAnswer, TransferBegin};
+use crate::ids::{Cycle, GenId, Nonce, OpId, UnixMillis};
+use crate::peer::{
+    Committed, Confirmation, FenceRequest, Grant, Hello, HelloAnswer, ReleaseRequest, TransferBegin,
+};
 
 /// Something that happened, or that somebody asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Event {
     /// This site is about to say Hello.
     AskPeer {
@@ -26,9 +28,10 @@ pub enum Event {
     },
     /// The peer asks to send bulk data.
     TransferAsked(TransferBegin),
-    /// A cycle arrived whole: its files and their folder are durable, only the record is missing.
+    /// A cycle arrived whole: its files and their folder are durable, only the record is missing. A resync
+    /// covered every block of this site's own change map besides.
     CycleCommitted {
-        /// The generation that the transfer was begun in.
+        /// The sender's generation, as the transfer began with it.
         generation: GenId,
         /// The cycle.
         last: Committed,
@@ -83,6 +86,52 @@ pub enum Event {
     Reverse,
     /// An operator signs that this site shall serve the guest without the peer's word.
     ForceOpen(ForceOpen),
+    /// An operator wants this replica to take over at one of its points, or at another one than before.
+    FailOver(FailOver),
+    /// The peer, a replica, wants to take over.
+    FenceReceived(FenceRequest),
+    /// The peer has fenced itself.
+    FenceAnswered(Confirmation),
+    /// An operator, or the time that an operator chose, makes a failover final.
+    CommitFailover {
+        /// Names the operation.
+        op: OpId,
+    },
+    /// An operator takes a failover back.
+    RollBack(RollBack),
+    /// An operator lets the peer, which is behind, be brought up to this source.
+    Resync {
+        /// Names the operation.
+        op: OpId,
+    },
+    /// An operator keeps this side of two histories that parted.
+    Resolve {
+        /// Names the operation.
+        op: OpId,
+        /// Fresh random generation.
+        new: GenId,
+    },
+    /// An operator wants a fenced site to serve again, because the failover came to nothing.
+    Release {
+        /// Names the operation, and the request to the peer.
+        op: OpId,
+        /// Fresh random generation.
+        new: GenId,
+    },
+    /// The peer, fenced, wants to serve again.
+    ReleaseReceived(ReleaseRequest),
+    /// The peer, a replica, has dropped whatever failover it had begun.
+    ReleaseAnswered(Confirmation),
+    /// A [`FailOver`] or a release that waits for the peer is given up: the request failed.
+    GiveUp {
+        /// The operation.
+        op: OpId,
+    },
+    /// An operator drops a fork.
+    DropFork {
+        /// Its name.
+        generation: GenId,
+    },
     /// An operator ends the protection of the group at this site.
     Withdraw {
         /// Read-write clients that are attached to the exports now.
@@ -94,25 +143,88 @@ pub enum Event {
     PeerWithdrew,
 }
 
-/// A signed forced act.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForceOpen {
+/// An operator's signature under a forced act.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Signature {
     /// The operator's name, from the certificate.
     pub who: String,
     /// The reason, in the operator's words.
     pub why: String,
     /// When, by this agent's wall clock.
     pub at: UnixMillis,
-    /// The operator states that the other site's host is off.
-    pub peer_host_stopped: bool,
     /// The group's name was typed, and typed right.
     pub typed_name_matches: bool,
+    /// What the operator states of the other site.
+    pub peer: PeerStatement,
+}
+
+/// What an operator states of the other site, in a forced act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PeerStatement {
+    /// Nothing.
+    None,
+    /// Its agent does not run, and has not for as long as the same-boot grace at least.
+    AgentStopped {
+        /// How long this agent has heard nothing from it, by the boot clock; `None` when it has heard
+        /// nothing in this life.
+        silent_for_ms: Option<u64>,
+        /// How long this agent has lived, which bounds what it can know about the peer.
+        alive_for_ms: u64,
+        /// The peer's same-boot grace.
+        grace_ms: u64,
+    },
+    /// Its host is off: whatever comes back later is in another boot.
+    HostOff,
+}
+
+/// How much longer than the same-boot grace a peer must have been silent.
+pub const SILENCE_MARGIN_MS: u64 = 30_000;
+
+/// A signed forced act: see [`Event::ForceOpen`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ForceOpen {
+    /// Names the operation.
+    pub op: OpId,
+    /// Who signs what.
+    pub signature: Signature,
     /// Fresh random generation.
     pub new: GenId,
 }
 
+/// A failover at the replica: see [`Event::FailOver`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FailOver {
+    /// Names the operation, and the request to the peer.
+    pub op: OpId,
+    /// The point, which is held until the failover is committed or rolled back; `None` for the newest.
+    pub point: Option<Cycle>,
+    /// Fresh random generation.
+    pub new: GenId,
+    /// When it is committed without a further word, by this agent's wall clock.
+    pub commit_at: Option<UnixMillis>,
+    /// Read-write clients that are attached to an earlier choice of point.
+    pub writers: usize,
+    /// Whether to disconnect them.
+    pub disconnect: bool,
+    /// Signed when the peer cannot be asked.
+    pub forced: Option<Signature>,
+}
+
+/// The end of a failover that is not wanted: see [`Event::RollBack`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RollBack {
+    /// Names the operation.
+    pub op: OpId,
+    /// Read-write clients that are attached to the exports now.
+    pub writers: usize,
+    /// Whether to disconnect them.
+    pub disconnect: bool,
+    /// Signed when the peer cannot be asked.
+    pub forced: Option<Signature>,
+}
+
 /// A new life of the agent's process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Restart {
     /// The new life.
     pub nonce: Nonce,

@@ -4,7 +4,7 @@
 
 use super::operator::refuse_writers;
 use super::step::close_role;
-use super::{Access, Effect, Hold, Refusal, Role, Transition, Trouble, meeting};
+use super::{Access, Effect, Hold, Promotion, Refusal, Role, Transition, Trouble, meeting};
 use crate::ids::{GenId, Generation, OpId};
 use crate::peer::{Committed, Grant, PeerSummary};
 
@@ -63,7 +63,7 @@ fn already_runs(t: &Transition, op: OpId) -> Result<bool, Refusal> {
                 op: running,
             })
         }
-        Role::Source | Role::Fenced { .. } | Role::Seeding | Role::Replica => {
+        Role::Source | Role::Trial(_) | Role::Fenced { .. } | Role::Seeding | Role::Replica => {
             Ok(record.finished == Some(op))
         }
     }
@@ -72,6 +72,9 @@ fn already_runs(t: &Transition, op: OpId) -> Result<bool, Refusal> {
 /// Whether this is a source that serves its guest without anything being wrong.
 fn ready_source(t: &Transition) -> Result<(), Refusal> {
     let state = &t.next;
+    if matches!(state.record.role, Role::Trial(_)) {
+        return Err(Refusal::Uncommitted);
+    }
     if state.record.role != Role::Source {
         return Err(Refusal::NotSource {
             role: state.record.role.name(),
@@ -185,6 +188,9 @@ pub(super) fn grant_received(t: &mut Transition, grant: &Grant) -> Result<(), Re
             role: record.role.name(),
         });
     }
+    if t.next.session.void_grants == Some(grant.from.id) {
+        return Err(Refusal::VoidGrant);
+    }
     if grant.from != record.generation() {
         return Err(Refusal::OtherGeneration {
             ours: record.generation(),
@@ -208,15 +214,14 @@ pub(super) fn grant_received(t: &mut Transition, grant: &Grant) -> Result<(), Re
     record.role = Role::Source;
     record.take_over(grant.granted);
     record.finished = Some(grant.request);
-    record.promoting = Some(grant.base);
+    let promotion = Promotion::BeforeServing(grant.base);
+    record.promoting = Some(promotion);
     record.hold = (!grant.reverse).then_some(Hold::AwaitingReverse);
     t.next.session.access = Access::Open;
     t.after.push(Effect::AnswerGrant {
         request: grant.request,
     });
-    t.after.push(Effect::Promote {
-        through: grant.base,
-    });
+    t.after.push(Effect::Promote(promotion));
     Ok(())
 }
 

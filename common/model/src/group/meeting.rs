@@ -3,9 +3,10 @@
 //! Owns the comparison of the two sites' histories and what follows from it; see [`super::step`]
 //! for everything else.
 
+use super::record::{FORCED_MAX, FORCED_TEXT_MAX_BYTES, Forced};
 use super::refusal::Refusal;
 use super::step::close_role;
-use super::{Access, Effect, PeerKnown, Role, Transition, Trouble};
+use super::{Access, Effect, PeerKnown, Role, Transition, Trouble, trial};
 use crate::ids::{Cycle, Generation, OpId};
 use crate::lineage::{HISTORY_MAX, Relation};
 use crate::peer::{Committed, Grant, Hello, HelloAnswer, PeerSummary, RoleName};
@@ -67,6 +68,12 @@ fn check(t: &Transition, peer: &PeerSummary) -> Result<(), Refusal> {
             what: "its history is too long",
         });
     }
+    let too_long = |act: &Forced| act.who.len().max(act.why.len()) > FORCED_TEXT_MAX_BYTES;
+    if peer.forced.len() > FORCED_MAX || peer.forced.iter().any(too_long) {
+        return Err(Refusal::Invalid {
+            what: "its list of forced acts is too long",
+        });
+    }
     Ok(())
 }
 
@@ -99,13 +106,18 @@ fn meet(t: &mut Transition, peer: PeerKnown, words: Words) -> Result<(), Refusal
             t.before.push(Effect::CloseExports { disconnect: true });
             close_role(t, Role::Fenced { by: theirs });
         }
-        (Role::Source, Relation::Same | Relation::Ahead)
+        (Role::Trial(trial), Relation::Behind) => {
+            // What was written on trial is a fork, and below it is a replica as before.
+            trial::abandon(t, *trial, true);
+        }
+        (Role::Source | Role::Trial(_), Relation::Same | Relation::Ahead)
             if words == Words::Answer && !may_serve(peer.summary.role) =>
         {
             t.next.session.access = Access::Open;
         }
         _ => {}
     }
+    t.next.record.note_peers_forced(&peer.summary.forced);
     let peer = newest(t.next.session.peer.take(), peer);
     t.next.session.trouble = trouble(t, &peer.summary);
     t.next.session.peer = Some(peer);
@@ -186,14 +198,14 @@ pub(super) fn grant(t: &Transition) -> Option<Grant> {
 }
 
 /// Whether a site with this role has, or may get back without asking us, the right to serve.
-fn may_serve(role: RoleName) -> bool {
+pub(super) fn may_serve(role: RoleName) -> bool {
     matches!(
         role,
         RoleName::Source | RoleName::Quiescing | RoleName::HandedOver
     )
 }
 
-fn trouble(t: &Transition, peer: &PeerSummary) -> Option<Trouble> {
+pub(super) fn trouble(t: &Transition, peer: &PeerSummary) -> Option<Trouble> {
     let ours = t.next.record.role.name();
     match t.next.relation_to(peer) {
         Relation::Diverged | Relation::Unrelated => Some(Trouble::Diverged),
@@ -206,6 +218,8 @@ fn trouble(t: &Transition, peer: &PeerSummary) -> Option<Trouble> {
             _ => None,
         },
         // A peer that may serve is told by our Hello that it is behind, and steps down by itself.
+        Relation::Ahead if matches!(t.next.record.role, Role::Trial(_)) => None,
+        Relation::Ahead if t.next.resyncs(peer) => None,
         Relation::Ahead if may_serve(ours) && !may_serve(peer.role) => Some(Trouble::PeerBehind),
         Relation::Ahead => None,
         Relation::Behind => Some(Trouble::BehindPeer),

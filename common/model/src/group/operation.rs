@@ -3,7 +3,9 @@
 
 use std::fmt;
 
-use super::{Event, ForceOpen, GroupState, Role, step};
+use super::{
+    Event, FailOver, ForceOpen, GroupState, PeerStatement, Role, RollBack, Signature, step,
+};
 use crate::ids::{GenId, OpId, UnixMillis};
 
 /// A command about a group.
@@ -21,19 +23,37 @@ pub enum Operation {
     PlannedFailover,
     /// Open without the other site's word.
     ForceOpen,
+    /// Take over at a recovery point.
+    FailOver,
+    /// Make a failover final.
+    CommitFailover,
+    /// Take a failover back.
+    RollBack,
+    /// Bring up a peer that is behind.
+    Resync,
+    /// Keep this side of two that have parted.
+    Resolve,
+    /// Serve again after a failover that came to nothing.
+    Release,
     /// End the protection.
     Unprotect,
 }
 
 impl Operation {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::Cut,
         Self::Pause,
         Self::Resume,
         Self::Reverse,
         Self::PlannedFailover,
         Self::ForceOpen,
+        Self::FailOver,
+        Self::CommitFailover,
+        Self::RollBack,
+        Self::Resync,
+        Self::Resolve,
+        Self::Release,
         Self::Unprotect,
     ];
 
@@ -47,6 +67,12 @@ impl Operation {
             Self::Reverse => "reverse",
             Self::PlannedFailover => "planned failover",
             Self::ForceOpen => "force open",
+            Self::FailOver => "failover",
+            Self::CommitFailover => "commit failover",
+            Self::RollBack => "rollback",
+            Self::Resync => "resync",
+            Self::Resolve => "resolve",
+            Self::Release => "release",
             Self::Unprotect => "unprotect",
         }
     }
@@ -70,6 +96,8 @@ pub fn allowed_operations(now: &GroupState) -> Vec<Operation> {
 
 fn is_allowed(now: &GroupState, operation: Operation) -> bool {
     let probe = OpId::from_bytes([0xff; 16]);
+    let new = GenId::from_bytes([0xff; 16]);
+    let alone = now.session.peer.is_none();
     let event = match operation {
         Operation::Cut => {
             return now.record.role == Role::Source && now.replicates_to().is_some();
@@ -84,17 +112,44 @@ fn is_allowed(now: &GroupState, operation: Operation) -> bool {
             reverse: true,
         },
         Operation::ForceOpen => Event::ForceOpen(ForceOpen {
-            who: "operator".to_owned(),
-            why: "probe".to_owned(),
-            at: UnixMillis(0),
-            peer_host_stopped: true,
-            typed_name_matches: true,
-            new: GenId::from_bytes([0xff; 16]),
+            op: probe,
+            signature: signature(),
+            new,
         }),
+        Operation::FailOver => Event::FailOver(FailOver {
+            op: probe,
+            point: None,
+            new,
+            commit_at: None,
+            writers: 0,
+            disconnect: false,
+            forced: alone.then(signature),
+        }),
+        Operation::CommitFailover => Event::CommitFailover { op: probe },
+        Operation::RollBack => Event::RollBack(RollBack {
+            op: probe,
+            writers: 0,
+            disconnect: false,
+            forced: alone.then(signature),
+        }),
+        Operation::Resync => Event::Resync { op: probe },
+        Operation::Resolve => Event::Resolve { op: probe, new },
+        Operation::Release => Event::Release { op: probe, new },
         Operation::Unprotect => Event::Withdraw {
             writers: 0,
             disconnect: false,
         },
     };
     step(now, &event).is_ok_and(|t| t.next.record != now.record || !t.after.is_empty())
+}
+
+/// What an operator would sign where it has to be.
+fn signature() -> Signature {
+    Signature {
+        who: "operator".to_owned(),
+        why: "probe".to_owned(),
+        at: UnixMillis(0),
+        typed_name_matches: true,
+        peer: PeerStatement::HostOff,
+    }
 }

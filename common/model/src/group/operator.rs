@@ -1,18 +1,14 @@
 //! What operators ask for besides a planned failover: holding replication, a signed forced act
-//! (row 14), and the end of a group's protection.
+//! (row 14), dropping forks, and the end of a group's protection.
 
-use super::record::{FORCED_MAX, FORCED_TEXT_MAX_BYTES, Forced};
-use super::{Access, Effect, ForceOpen, Hold, Refusal, Role, Transition};
-use crate::ids::Generation;
+use super::record::ForcedAct;
+use super::{Access, Effect, ForceOpen, Hold, Refusal, Role, Transition, signature};
+use crate::ids::{GenId, Generation};
 use crate::peer::RoleName;
 
 pub(super) fn pause(t: &mut Transition) -> Result<(), Refusal> {
     let record = &mut t.next.record;
-    if record.role != Role::Source {
-        return Err(Refusal::NotSource {
-            role: record.role.name(),
-        });
-    }
+    source(&record.role)?;
     match record.hold {
         Some(hold @ Hold::AwaitingReverse) => Err(Refusal::Held { hold }),
         Some(Hold::Paused) | None => {
@@ -22,14 +18,18 @@ pub(super) fn pause(t: &mut Transition) -> Result<(), Refusal> {
     }
 }
 
+fn source(role: &Role) -> Result<(), Refusal> {
+    match role {
+        Role::Source => Ok(()),
+        Role::Trial(_) => Err(Refusal::Uncommitted),
+        _ => Err(Refusal::NotSource { role: role.name() }),
+    }
+}
+
 /// Ends the hold `which`. Nothing held is nothing to do.
 pub(super) fn release(t: &mut Transition, which: Hold) -> Result<(), Refusal> {
     let record = &mut t.next.record;
-    if record.role != Role::Source {
-        return Err(Refusal::NotSource {
-            role: record.role.name(),
-        });
-    }
+    source(&record.role)?;
     match record.hold {
         Some(hold) if hold != which => Err(Refusal::HeldOtherwise { hold }),
         _ => {
@@ -43,9 +43,14 @@ pub(super) fn release(t: &mut Transition, which: Hold) -> Result<(), Refusal> {
 /// it took or takes, is known as another history.
 pub(super) fn force_open(t: &mut Transition, act: &ForceOpen) -> Result<(), Refusal> {
     let record = &t.next.record;
+    if record.finished == Some(act.op) {
+        return Ok(());
+    }
     match record.role {
-        Role::Source if t.next.session.access == Access::Open => return Err(Refusal::AlreadyOpen),
-        Role::Source | Role::HandedOver { .. } | Role::Fenced { .. } => {}
+        Role::Source | Role::Trial(_) if t.next.session.access == Access::Open => {
+            return Err(Refusal::AlreadyOpen);
+        }
+        Role::Source | Role::Trial(_) | Role::HandedOver { .. } | Role::Fenced { .. } => {}
         Role::Quiescing { op, .. } => {
             return Err(Refusal::Busy {
                 role: record.role.name(),
@@ -58,53 +63,37 @@ pub(super) fn force_open(t: &mut Transition, act: &ForceOpen) -> Result<(), Refu
             });
         }
     }
-    if t.next.session.peer.is_some() {
-        return Err(Refusal::PeerReachable);
-    }
-    signed(act)?;
+    signature::check(t, &act.signature)?;
     if !record.is_new(act.new) {
         return Err(Refusal::GenerationUsed);
     }
     let record = &mut t.next.record;
-    record.role = Role::Source;
     record.take_over(Generation {
         epoch: record.epoch.saturating_add(1),
         id: act.new,
     });
-    record.forced.push(Forced {
-        who: act.who.clone(),
-        why: act.why.clone(),
-        at: act.at,
-    });
-    let surplus = record.forced.len().saturating_sub(FORCED_MAX);
-    record.forced.drain(..surplus);
+    match record.role {
+        Role::Trial(trial) if !record.lineage.ancestors.contains(&trial.of.id) => {
+            return Err(Refusal::Uncommitted);
+        }
+        // It is as uncommitted as before.
+        Role::Trial(trial) => record.base = trial.point,
+        _ => record.role = Role::Source,
+    }
+    record.finished = Some(act.op);
     t.next.session.access = Access::Open;
     t.next.session.asked = None;
+    signature::record(t, ForcedAct::Opened, act.new, &act.signature);
     Ok(())
 }
 
-fn signed(act: &ForceOpen) -> Result<(), Refusal> {
-    let missing = [
-        (
-            act.who.trim().is_empty(),
-            "the name of the operator who signs",
-        ),
-        (
-            act.why.trim().is_empty(),
-            "a reason, which both the record and the log keep",
-        ),
-        (act.who.len() > FORCED_TEXT_MAX_BYTES, "a shorter name"),
-        (act.why.len() > FORCED_TEXT_MAX_BYTES, "a shorter reason"),
-        (!act.typed_name_matches, "the group's name, typed exactly"),
-        (
-            !act.peer_host_stopped,
-            "the statement that the other site's host is off; if it is not, both sites will serve the guest",
-        ),
-    ];
-    match missing.iter().find(|(is_missing, _)| *is_missing) {
-        Some((_, what)) => Err(Refusal::NotSigned { what }),
-        None => Ok(()),
-    }
+/// Lets a fork go, once it is not listed any more.
+pub(super) fn drop_fork(t: &mut Transition, generation: GenId) -> Result<(), Refusal> {
+    let forks = &mut t.next.record.forks;
+    let at = forks.iter().position(|fork| fork.generation == generation);
+    let fork = forks.remove(at.ok_or(Refusal::NoSuchFork)?);
+    t.after.push(Effect::DropFork(fork));
+    Ok(())
 }
 
 pub(super) fn withdraw(
@@ -117,6 +106,7 @@ pub(super) fn withdraw(
         Role::Quiescing { op, .. } | Role::HandedOver { op, .. } => {
             return Err(Refusal::Busy { role, op });
         }
+        Role::Trial(_) => return Err(Refusal::Uncommitted),
         Role::Seeding | Role::Replica => {
             let peer = t.next.session.peer.as_ref();
             if peer.is_some_and(|peer| peer.summary.role == RoleName::Source) {

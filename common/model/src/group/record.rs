@@ -24,10 +24,12 @@ pub const FORCED_MAX: usize = 64;
 pub const FORCED_TEXT_MAX_BYTES: usize = 1024;
 
 /// What a site is to a group, with what belongs to being that.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Has the right to serve the guest, once it is confirmed in this process life.
     Source,
+    /// A source on trial: a failover that is not committed yet. To the peer it is a source.
+    Trial(Trial),
     /// A planned failover is on its way out: nothing is served, the last cycle is shipped. After a
     /// restart this is a [`Role::Source`] again.
     Quiescing {
@@ -63,7 +65,7 @@ impl Role {
     #[must_use]
     pub fn name(&self) -> RoleName {
         match self {
-            Self::Source => RoleName::Source,
+            Self::Source | Self::Trial(_) => RoleName::Source,
             Self::Quiescing { .. } => RoleName::Quiescing,
             Self::HandedOver { .. } => RoleName::HandedOver,
             Self::Fenced { .. } => RoleName::Fenced,
@@ -72,6 +74,51 @@ impl Role {
         }
     }
 }
+
+/// A failover that was not committed yet: the guest writes to an overlay above a recovery point, and
+/// all other points stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Trial {
+    /// The point below the overlay.
+    pub point: Cycle,
+    /// The generation that this site was a replica in, where a rollback leads to.
+    pub of: Generation,
+    /// The cycle that `of` began after.
+    pub base: Cycle,
+    /// When it is to be committed without a further word, by this agent's wall clock.
+    pub commit_at: Option<UnixMillis>,
+}
+
+/// The journal is being folded into the images, up to and including a cycle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Promotion {
+    /// After a planned failover: nothing opens before it is done.
+    BeforeServing(Cycle),
+    /// After a committed failover: journal and overlay, while the guest goes on.
+    WhileServing(Cycle),
+}
+
+impl Promotion {
+    /// The last cycle that is folded in.
+    #[must_use]
+    pub fn through(self) -> Cycle {
+        match self {
+            Self::BeforeServing(through) | Self::WhileServing(through) => through,
+        }
+    }
+}
+
+/// Writes that lost, kept until an operator drops them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fork {
+    /// The generation that made them; names the fork.
+    pub generation: GenId,
+    /// The cycle that they came after.
+    pub since: Cycle,
+}
+
+/// Forks that a site keeps; no act that would make one more is let in.
+pub const FORKS_MAX: usize = 64;
 
 /// Why a source does not replicate although it could.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -102,9 +149,44 @@ impl fmt::Display for Hold {
     }
 }
 
-/// A signed forced act, shown for as long as the group is known.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What an operator forced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ForcedAct {
+    /// An old source serves again.
+    Opened,
+    /// A replica took over.
+    FailedOver,
+    /// A failover was rolled back.
+    RolledBack,
+}
+
+impl ForcedAct {
+    /// The act in words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Opened => "forced open",
+            Self::FailedOver => "forced failover",
+            Self::RolledBack => "forced rollback",
+        }
+    }
+}
+
+impl fmt::Display for ForcedAct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A signed forced act, shown at both sites for as long as the group is known.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Forced {
+    /// What was done.
+    pub act: ForcedAct,
+    /// The generation that it made, or gave up.
+    pub generation: GenId,
+    /// Whether it was done at the other site.
+    pub at_peer: bool,
     /// The operator's name.
     pub who: String,
     /// The operator's reason.
@@ -114,7 +196,7 @@ pub struct Forced {
 }
 
 /// What a site must never forget of a group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RoleRecord {
     /// The group.
     pub group: GroupId,
@@ -132,13 +214,17 @@ pub struct RoleRecord {
     pub seq: u64,
     /// Why replication is held, if it is.
     pub hold: Option<Hold>,
-    /// The journal up to this cycle is still being folded into the images; nothing opens before.
-    pub promoting: Option<Cycle>,
+    /// What is still being folded into the images.
+    pub promoting: Option<Promotion>,
+    /// The generation that an operator let be brought up to this one, at the peer.
+    pub resync: Option<GenId>,
     /// The boot in which this site is open and may reopen alone after a short restart.
     pub may_reopen: Option<BootId>,
     /// The last operation that moved the role here, so that its repeats change nothing.
     pub finished: Option<OpId>,
-    /// Forced acts at this site, oldest first.
+    /// Writes that lost and are kept here, oldest first.
+    pub forks: Vec<Fork>,
+    /// Forced acts at both sites, oldest first.
     pub forced: Vec<Forced>,
 }
 
@@ -154,8 +240,10 @@ impl RoleRecord {
             seq: 1,
             hold: None,
             promoting: None,
+            resync: None,
             may_reopen: None,
             finished: None,
+            forks: Vec::new(),
             forced: Vec::new(),
         }
     }
@@ -180,11 +268,10 @@ impl RoleRecord {
         let granted = match &self.role {
             Role::HandedOver { granted, .. } => Some(granted.id),
             Role::Fenced { by } => Some(*by),
+            Role::Trial(trial) => Some(trial.of.id),
             Role::Source | Role::Quiescing { .. } | Role::Seeding | Role::Replica => None,
         };
-        generation != self.lineage.current
-            && !self.lineage.left_behind(generation)
-            && granted != Some(generation)
+        !self.lineage.holds(generation) && granted != Some(generation)
     }
 
     /// Moves on to `generation`: a take-over.
@@ -192,6 +279,57 @@ impl RoleRecord {
         self.lineage = self.lineage.advanced(generation.id);
         self.epoch = generation.epoch;
         self.base = self.cycle();
+        self.resync = None;
+    }
+
+    /// The fork that this site's own writes would make now.
+    pub(super) fn own_fork(&self) -> Fork {
+        match self.role {
+            Role::Trial(trial) => Fork {
+                generation: self.overlay_generation(trial),
+                since: trial.point,
+            },
+            _ => Fork {
+                generation: self.lineage.current,
+                since: self.cycle(),
+            },
+        }
+    }
+
+    /// The generation that a trial began with, which names its overlay: a forced act may have brought it
+    /// into another one since.
+    pub(super) fn overlay_generation(&self, trial: Trial) -> GenId {
+        let lineage = &self.lineage;
+        let after = |at: usize| at.checked_sub(1).map(|at| lineage.ancestors[at]);
+        let of = lineage.ancestors.iter().position(|id| *id == trial.of.id);
+        of.and_then(after).unwrap_or(lineage.current)
+    }
+
+    /// Lists a fork, once.
+    pub(super) fn keep(&mut self, fork: Fork) {
+        if !self.forks.contains(&fork) {
+            self.forks.push(fork);
+        }
+    }
+
+    /// Adds a forced act of this site; the oldest give way.
+    pub(super) fn note_forced(&mut self, act: Forced) {
+        self.forced.push(act);
+        let surplus = self.forced.len().saturating_sub(FORCED_MAX);
+        self.forced.drain(..surplus);
+    }
+
+    /// Takes over what the peer says was forced there, as long as there is room.
+    pub(super) fn note_peers_forced(&mut self, acts: &[Forced]) {
+        for act in acts {
+            let known = |a: &Forced| a.generation == act.generation && a.act == act.act;
+            if self.forced.len() < FORCED_MAX && !self.forced.iter().any(known) {
+                self.forced.push(Forced {
+                    at_peer: !act.at_peer,
+                    ..act.clone()
+                });
+            }
+        }
     }
 
     /// The record's bytes.

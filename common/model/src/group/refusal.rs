@@ -148,6 +148,12 @@ pub enum Refusal {
     /// A grant to an earlier life of this agent.
     #[error("the grant is for an earlier life of this agent; say hello, then repeat it")]
     StaleGrant,
+    /// A grant from a source that was fenced since, as this site knows.
+    #[error("the source that handed over was fenced since; release it, or fail over at this site")]
+    VoidGrant,
+    /// A request to an earlier life of this agent.
+    #[error("the request is for an earlier life of this agent; say hello, then repeat it")]
+    StaleRequest,
     /// A grant whose cut is not this replica's last cycle.
     #[error(
         "the grant's cut, cycle {base}, is not what this replica holds at cycle {ours}; end the protection and begin it again"
@@ -166,6 +172,77 @@ pub enum Refusal {
         "the other site is reachable; use a planned failover, or stop its agent and host first"
     )]
     PeerReachable,
+    /// A forced act too soon after the peer's last words.
+    #[error(
+        "the other site was heard {silent_ms} ms ago and may come back alone until {needed_ms} ms have passed; wait, or state that its host is off"
+    )]
+    PeerHeard {
+        /// For how long it has been silent.
+        silent_ms: u64,
+        /// For how long it has to be.
+        needed_ms: u64,
+    },
+    /// The peer must take part, cannot, and nobody has signed for it.
+    #[error(
+        "the other site is not reachable; restore the link, or stop its agent and host and sign that they are stopped"
+    )]
+    NeedsSignature,
+    /// The peer is the source, or may be.
+    #[error("the other site is {role} and may serve the guest; stop its agent first")]
+    PeerServes {
+        /// What it is.
+        role: RoleName,
+    },
+    /// The peer cannot be asked to step down, or to wait.
+    #[error(
+        "the other site is {role} and in another state of the group than this operation needs; compare both sites' status"
+    )]
+    PeerElsewhere {
+        /// What it is.
+        role: RoleName,
+    },
+    /// The failover is not committed yet.
+    #[error("a failover is not committed here; commit it or roll it back first")]
+    Uncommitted,
+    /// No failover to commit or to roll back.
+    #[error("no failover waits to be committed or rolled back here")]
+    NoTrial,
+    /// No such recovery point.
+    #[error("there is no recovery point {point}, the newest is {newest}; list them with `points`")]
+    NoSuchPoint {
+        /// What was asked for.
+        point: Cycle,
+        /// The newest.
+        newest: Cycle,
+    },
+    /// Too many forks are kept.
+    #[error("{kept} forks are kept here already; drop those that nobody needs")]
+    TooManyForks {
+        /// How many.
+        kept: usize,
+    },
+    /// No such fork.
+    #[error("no fork of that generation is kept here; see the group's status")]
+    NoSuchFork,
+    /// The two histories have not parted.
+    #[error("the two sites have not moved apart, there is nothing to resolve")]
+    NotDiverged,
+    /// The peer's state cannot be brought up by changes alone.
+    #[error(
+        "the other site is {role} at cycle {cycle} and cannot be brought up to this one; nothing is sent until that changes, or end the protection and begin it again"
+    )]
+    NotBehind {
+        /// What it is.
+        role: RoleName,
+        /// Its last cycle.
+        cycle: Cycle,
+    },
+    /// A release without having been fenced.
+    #[error("this site is {role} for the group, not fenced; there is nothing to release")]
+    NotFenced {
+        /// What it is.
+        role: RoleName,
+    },
     /// A forced act that is not signed in full.
     #[error("a forced act needs {what}")]
     NotSigned {

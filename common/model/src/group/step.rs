@@ -1,13 +1,18 @@
 //! [`step`]: the decision itself, with what follows from any change of state, and how states begin.
 //!
-//! The events themselves are decided next door: `meeting`, `transfer`, `failover`, `operator`.
+//! The events themselves are decided next door: `meeting`, `transfer`, `failover`, `fence`, `trial`,
+//! `resync`, `operator`.
 
 use super::effect::{Effect, ReplicateFrom, Transition};
 use super::event::{Event, Restart};
 use super::record::{BootId, Hold, Role, RoleRecord};
 use super::refusal::Refusal;
-use super::{Access, GroupState, Session, Trouble, failover, meeting, operator, transfer};
+use super::{
+    Access, GroupState, PeerKnown, Session, Trouble, failover, fence, meeting, operator, resync,
+    transfer, trial,
+};
 use crate::ids::{GenId, Generation, GroupId, Nonce, OpId};
+use crate::lineage::Relation;
 use crate::peer::{PeerSummary, RoleName};
 
 /// Decides what `event` does to `now`. The only place where a group's state changes.
@@ -61,6 +66,18 @@ pub fn step(now: &GroupState, event: &Event) -> Result<Transition, Refusal> {
             disconnect,
         } => operator::withdraw(&mut t, *writers, *disconnect)?,
         Event::PeerWithdrew => operator::peer_withdrew(&mut t)?,
+        Event::FailOver(wanted) => trial::fail_over(&mut t, wanted)?,
+        Event::CommitFailover { op } => trial::commit(&mut t, *op)?,
+        Event::RollBack(wanted) => trial::roll_back(&mut t, wanted)?,
+        Event::FenceReceived(request) => fence::fence_received(&mut t, request)?,
+        Event::FenceAnswered(answer) => fence::fence_answered(&mut t, *answer)?,
+        Event::Release { op, new } => fence::release(&mut t, *op, *new)?,
+        Event::ReleaseReceived(request) => fence::release_received(&mut t, request)?,
+        Event::ReleaseAnswered(answer) => fence::release_answered(&mut t, *answer)?,
+        Event::GiveUp { op } => fence::give_up(&mut t, *op),
+        Event::Resync { op } => resync::resync(&mut t, *op)?,
+        Event::Resolve { op, new } => resync::resolve(&mut t, *op, *new)?,
+        Event::DropFork { generation } => operator::drop_fork(&mut t, *generation)?,
     }
     Ok(finish(t, Some(now)))
 }
@@ -125,7 +142,7 @@ impl GroupState {
             .is_some_and(|gap| gap <= restart.grace_ms);
         let same_boot = next.record.may_reopen == Some(restart.boot);
         match next.record.role {
-            Role::Source if short_gap && same_boot && restart.grace_ms > 0 => {
+            Role::Source | Role::Trial(_) if short_gap && same_boot && restart.grace_ms > 0 => {
                 next.session.access = Access::Open;
             }
             // No Grant has left: a planned failover that had got no further is cancelled.
@@ -133,8 +150,11 @@ impl GroupState {
             _ => {}
         }
         let mut after = Vec::new();
-        if let Some(through) = next.record.promoting {
-            after.push(Effect::Promote { through });
+        if let Role::Trial(trial) = next.record.role {
+            after.push(trial::open_overlay(&next.record, trial));
+        }
+        if let Some(promotion) = next.record.promoting {
+            after.push(Effect::Promote(promotion));
         }
         after.push(Effect::AskPeer);
         let mut t = finish(
@@ -159,6 +179,8 @@ impl Session {
             boot,
             access: Access::Closed,
             asked: None,
+            pending: None,
+            void_grants: None,
             peer: None,
             trouble: None,
         }
@@ -171,19 +193,29 @@ fn finish(mut t: Transition, now: Option<&GroupState>) -> Transition {
     let conflict = t.next.session.trouble.is_some_and(Trouble::is_conflict);
     t.next.record.may_reopen = (open && !conflict).then_some(t.next.session.boot);
     assert!(
-        !open || t.next.record.role == Role::Source,
+        !open || matches!(t.next.record.role, Role::Source | Role::Trial(_)),
         "invariant 1: only a source is open"
     );
+    if now.is_some_and(|now| now.record.role != t.next.record.role) {
+        t.next.session.pending = None;
+    }
+    if t.next.record.role != Role::Source {
+        t.next.record.resync = None;
+    }
 
     if !now.is_some_and(GroupState::serves) && t.next.serves() {
         t.after.push(Effect::OpenExports);
     }
     let was = now.and_then(GroupState::replicates_to);
     let is = t.next.replicates_to();
-    if was.map(|peer| peer.nonce) != is.map(|peer| peer.nonce) {
+    // Another life of the peer, or one that was brought up, is sent to anew.
+    let receiver = |peer: &PeerKnown| (peer.nonce, peer.summary.generation.id);
+    if was.map(receiver) != is.map(receiver) {
         if let Some(peer) = is {
-            t.after
-                .push(Effect::StartReplication(replicate_from(&peer.summary)));
+            t.after.push(Effect::StartReplication(replicate_from(
+                &t.next,
+                &peer.summary,
+            )));
             if let Role::Quiescing { op, .. } = t.next.record.role {
                 t.after.push(Effect::DrainAndShip { op });
             }
@@ -205,8 +237,13 @@ fn finish(mut t: Transition, now: Option<&GroupState>) -> Transition {
     t
 }
 
-fn replicate_from(peer: &PeerSummary) -> ReplicateFrom {
-    if peer.role == RoleName::Seeding {
+fn replicate_from(state: &GroupState, peer: &PeerSummary) -> ReplicateFrom {
+    if state.relation_to(peer) == Relation::Ahead {
+        ReplicateFrom::Behind {
+            over: peer.generation.id,
+            cycle: peer.cycle,
+        }
+    } else if peer.role == RoleName::Seeding {
         ReplicateFrom::Nothing
     } else {
         ReplicateFrom::Cycle(peer.cycle)
@@ -227,4 +264,5 @@ fn ask_peer(t: &mut Transition, request: OpId) {
 fn peer_lost(t: &mut Transition) {
     t.next.session.peer = None;
     t.next.session.asked = None;
+    t.next.session.pending = None;
 }

@@ -2,8 +2,8 @@
 //!
 //! Does not look at bytes: their digests are checked by whoever receives them.
 
-use super::{Effect, Refusal, Role, Transition};
-use crate::ids::GenId;
+use super::{Effect, Refusal, Role, Transition, resync};
+use crate::ids::{Cycle, GenId};
 use crate::peer::{Committed, RoleName, TransferBegin, TransferKind};
 
 pub(super) fn offered(t: &Transition, generation: GenId) -> Result<(), Refusal> {
@@ -21,35 +21,51 @@ pub(super) fn offered(t: &Transition, generation: GenId) -> Result<(), Refusal> 
 
 /// Rule R3: only this generation, and only what follows the last committed cycle.
 pub(super) fn transfer_asked(t: &mut Transition, begin: &TransferBegin) -> Result<(), Refusal> {
-    let record = &t.next.record;
-    if begin.group != record.group {
+    if begin.group != t.next.record.group {
         return Err(Refusal::OtherGroup);
     }
-    receives(t, begin.generation)?;
-    if let Some(trouble) = t
-        .next
-        .session
-        .trouble
-        .filter(|trouble| trouble.is_conflict())
-    {
-        return Err(Refusal::Trouble { trouble });
+    match begin.kind {
+        TransferKind::Seed => seed_asked(t, begin.generation),
+        TransferKind::Cycle { from, to } => cycle_asked(t, begin.generation, from, to),
+        TransferKind::Resync { over, from, to } => resync::asked(t, begin, over, from, to),
     }
-    let ours = record.cycle();
-    match (begin.kind, record.last) {
-        (TransferKind::Cycle { to, .. }, Some(last)) if to == last.cycle => {
-            // Sent again because the acknowledgement was lost: cycles are never numbered twice.
-            t.after.push(Effect::Acknowledge(last));
-        }
-        (TransferKind::Cycle { from, to }, _) if from == ours && to > from => {
-            t.after.push(Effect::AcceptTransfer);
-        }
-        (TransferKind::Cycle { from, to }, _) => {
-            return Err(Refusal::OtherCycle { ours, from, to });
-        }
-        (TransferKind::Seed, None) => t.after.push(Effect::AcceptTransfer),
-        (TransferKind::Seed, Some(_)) => return Err(Refusal::Complete { ours }),
+}
+
+fn seed_asked(t: &mut Transition, generation: GenId) -> Result<(), Refusal> {
+    receives_now(t, generation)?;
+    if t.next.record.last.is_some() {
+        return Err(Refusal::Complete {
+            ours: t.next.record.cycle(),
+        });
+    }
+    t.after.push(Effect::AcceptTransfer);
+    Ok(())
+}
+
+fn cycle_asked(
+    t: &mut Transition,
+    generation: GenId,
+    from: Cycle,
+    to: Cycle,
+) -> Result<(), Refusal> {
+    receives_now(t, generation)?;
+    let ours = t.next.record.cycle();
+    match t.next.record.last {
+        // Sent again because the acknowledgement was lost: cycles are never numbered twice.
+        Some(last) if to == last.cycle => t.after.push(Effect::Acknowledge(last)),
+        _ if from == ours && to > from => t.after.push(Effect::AcceptTransfer),
+        _ => return Err(Refusal::OtherCycle { ours, from, to }),
     }
     Ok(())
+}
+
+/// Whether this site keeps a replica in `generation`, and nothing contradicts that.
+fn receives_now(t: &Transition, generation: GenId) -> Result<(), Refusal> {
+    receives(t, generation)?;
+    match t.next.session.trouble {
+        Some(trouble) if trouble.is_conflict() => Err(Refusal::Trouble { trouble }),
+        _ => Ok(()),
+    }
 }
 
 /// Whether this site keeps a replica in `generation`.
@@ -74,6 +90,9 @@ pub(super) fn cycle_committed(
     generation: GenId,
     last: Committed,
 ) -> Result<(), Refusal> {
+    if generation != t.next.record.lineage.current {
+        return resync::committed(t, generation, last);
+    }
     receives(t, generation)?;
     let record = &mut t.next.record;
     if record.last != Some(last) {
@@ -121,9 +140,14 @@ pub(super) fn cycle_acknowledged(
         });
     }
     record.last = Some(last);
+    let brought_up = record.resync.take();
+    let (ours, lineage) = (record.generation(), record.lineage.clone());
     if let Some(peer) = &mut t.next.session.peer
-        && peer.summary.generation.id == generation
+        && (peer.summary.generation.id == generation
+            || brought_up == Some(peer.summary.generation.id))
     {
+        peer.summary.generation = ours;
+        peer.summary.lineage = lineage;
         peer.summary.role = RoleName::Replica;
         peer.summary.cycle = last.cycle;
         peer.summary.digest = Some(last.digest);

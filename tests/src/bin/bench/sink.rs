@@ -32,7 +32,7 @@ impl Transfer for SinkTransfer {
     async fn commit(self: Box<Self>, commit: TransferCommit) -> Result<Committed, PeerError> {
         let cycle = match self.0 {
             TransferKind::Seed => Cycle::NONE,
-            TransferKind::Cycle { to, .. } => to,
+            TransferKind::Cycle { to, .. } | TransferKind::Resync { to, .. } => to,
         };
         Ok(Committed {
             cycle,

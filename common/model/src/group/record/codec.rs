@@ -4,21 +4,28 @@
 //! magic "SPROLE" | version u16 | group 16 | seq u64 | epoch u64
 //! current 16 | ancestors: count u16, 16 each | superseded: count u16, 16 each
 //! base u64 | last: option of (cycle u64, digest 32) | hold u8 (0 none, 1 paused, 2 awaiting reverse)
-//! promoting: option of u64 | may_reopen: option of 16 | finished: option of 16
+//! promoting: option of (when u8: 1 before, 2 while serving; cycle u64) | resync: option of 16
+//! may_reopen: option of 16 | finished: option of 16
 //! role u8: 1 source | 2 quiescing: op 16, reverse u8 | 4 fenced: by 16 | 5 seeding | 6 replica
 //!          3 handed over: op 16, epoch u64, id 16, cycle u64, digest 32, reverse u8
-//! forced: count u16, each: at i64, who and why (length u16, UTF-8)
+//!          7 trial: point u64, epoch u64, id 16, base u64, commit_at: option of i64
+//! forks: count u16, each: generation 16, since u64
+//! forced: count u16, each: act u8 (1 opened, 2 failed over, 3 rolled back), generation 16,
+//!         at_peer u8, at i64, who and why (length u16, UTF-8)
 //! CRC-32C of all bytes before it, u32
 //! ```
 //! An option is one byte, 0 or 1, and the value after a 1.
 
-use super::{FORCED_MAX, FORCED_TEXT_MAX_BYTES, Forced, Hold, RecordError, Role, RoleRecord};
+use super::{
+    FORCED_MAX, FORCED_TEXT_MAX_BYTES, FORKS_MAX, Forced, ForcedAct, Fork, Hold, Promotion,
+    RecordError, Role, RoleRecord, Trial,
+};
 use crate::ids::{Cycle, Digest, GenId, Generation, GroupId, OpId, UnixMillis};
 use crate::lineage::{HISTORY_MAX, Lineage};
 use crate::peer::Committed;
 
 const MAGIC: &[u8; 6] = b"SPROLE";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const CHECK_BYTES: usize = 4;
 
 pub(super) fn encode(record: &RoleRecord) -> Vec<u8> {
@@ -38,14 +45,34 @@ pub(super) fn encode(record: &RoleRecord) -> Vec<u8> {
         Some(Hold::Paused) => 1,
         Some(Hold::AwaitingReverse) => 2,
     });
-    out.option(record.promoting.as_ref(), |out, cycle| out.u64(cycle.0));
+    out.option(record.promoting.as_ref(), |out, promotion| {
+        out.u8(match promotion {
+            Promotion::BeforeServing(_) => 1,
+            Promotion::WhileServing(_) => 2,
+        });
+        out.u64(promotion.through().0);
+    });
+    out.option(record.resync.as_ref(), |out, id| out.bytes(id.as_bytes()));
     out.option(record.may_reopen.as_ref(), |out, boot| out.bytes(boot));
     out.option(record.finished.as_ref(), |out, op| out.bytes(op.as_bytes()));
     out.role(&record.role);
+    let forks = &record.forks[..record.forks.len().min(FORKS_MAX)];
+    out.count(forks.len());
+    for fork in forks {
+        out.bytes(fork.generation.as_bytes());
+        out.u64(fork.since.0);
+    }
     // Newest acts win where the limit bites; `step` never makes a longer list.
     let forced = &record.forced[record.forced.len().saturating_sub(FORCED_MAX)..];
     out.count(forced.len());
     for act in forced {
+        out.u8(match act.act {
+            ForcedAct::Opened => 1,
+            ForcedAct::FailedOver => 2,
+            ForcedAct::RolledBack => 3,
+        });
+        out.bytes(act.generation.as_bytes());
+        out.u8(u8::from(act.at_peer));
         out.bytes(&act.at.0.to_le_bytes());
         out.text(&act.who);
         out.text(&act.why);
@@ -91,7 +118,20 @@ fn check_content(record: &RoleRecord) -> Result<(), RecordError> {
             what: "a site that is no source promotes its image",
         });
     }
-    if record.may_reopen.is_some() && record.role != Role::Source {
+    if let Role::Trial(trial) = &record.role
+        && !record.lineage.ancestors.contains(&trial.of.id)
+    {
+        return Err(RecordError::Content {
+            what: "a failover has no way back",
+        });
+    }
+    let may_open = matches!(record.role, Role::Source | Role::Trial(_));
+    if record.resync.is_some() && record.role != Role::Source {
+        return Err(RecordError::Content {
+            what: "a site that is no source resynchronizes its peer",
+        });
+    }
+    if record.may_reopen.is_some() && !may_open {
         return Err(RecordError::Content {
             what: "a site that is no source may reopen",
         });
@@ -177,6 +217,16 @@ impl Writer {
             }
             Role::Seeding => self.u8(5),
             Role::Replica => self.u8(6),
+            Role::Trial(trial) => {
+                self.u8(7);
+                self.u64(trial.point.0);
+                self.u64(trial.of.epoch);
+                self.bytes(trial.of.id.as_bytes());
+                self.u64(trial.base.0);
+                self.option(trial.commit_at.as_ref(), |out, at| {
+                    out.bytes(&at.0.to_le_bytes());
+                });
+            }
         }
     }
 }
@@ -273,10 +323,7 @@ impl Reader<'_> {
             }),
             [3] => Ok(Role::HandedOver {
                 op: OpId::from_bytes(self.array()?),
-                granted: Generation {
-                    epoch: self.u64()?,
-                    id: GenId::from_bytes(self.array()?),
-                },
+                granted: self.generation()?,
                 base: self.committed()?,
                 reverse: self.flag()?,
             }),
@@ -285,18 +332,70 @@ impl Reader<'_> {
             }),
             [5] => Ok(Role::Seeding),
             [6] => Ok(Role::Replica),
+            [7] => Ok(Role::Trial(Trial {
+                point: Cycle(self.u64()?),
+                of: self.generation()?,
+                base: Cycle(self.u64()?),
+                commit_at: self.option(Self::time)?,
+            })),
             _ => Err(RecordError::Content {
                 what: "unknown role",
             }),
         }
     }
 
+    fn generation(&mut self) -> Result<Generation, RecordError> {
+        Ok(Generation {
+            epoch: self.u64()?,
+            id: GenId::from_bytes(self.array()?),
+        })
+    }
+
+    fn time(&mut self) -> Result<UnixMillis, RecordError> {
+        Ok(UnixMillis(i64::from_le_bytes(self.array()?)))
+    }
+
+    fn promotion(&mut self) -> Result<Promotion, RecordError> {
+        let when = self.array()?;
+        let through = Cycle(self.u64()?);
+        match when {
+            [1] => Ok(Promotion::BeforeServing(through)),
+            [2] => Ok(Promotion::WhileServing(through)),
+            _ => Err(RecordError::Content {
+                what: "unknown kind of promotion",
+            }),
+        }
+    }
+
+    fn forks(&mut self) -> Result<Vec<Fork>, RecordError> {
+        let count = self.count(FORKS_MAX)?;
+        let fork = |input: &mut Self| {
+            Ok(Fork {
+                generation: GenId::from_bytes(input.array()?),
+                since: Cycle(input.u64()?),
+            })
+        };
+        (0..count).map(|_| fork(self)).collect()
+    }
+
     fn forced(&mut self) -> Result<Vec<Forced>, RecordError> {
         let count = self.count(FORCED_MAX)?;
         let act = |input: &mut Self| {
-            let at = UnixMillis(i64::from_le_bytes(input.array()?));
+            let act = match input.array()? {
+                [1] => ForcedAct::Opened,
+                [2] => ForcedAct::FailedOver,
+                [3] => ForcedAct::RolledBack,
+                _ => {
+                    return Err(RecordError::Content {
+                        what: "unknown kind of forced act",
+                    });
+                }
+            };
             Ok(Forced {
-                at,
+                act,
+                generation: GenId::from_bytes(input.array()?),
+                at_peer: input.flag()?,
+                at: input.time()?,
                 who: input.text()?,
                 why: input.text()?,
             })
@@ -316,10 +415,12 @@ impl Reader<'_> {
         let base = Cycle(self.u64()?);
         let last = self.option(Self::committed)?;
         let hold = self.hold()?;
-        let promoting = self.option(|input| input.u64().map(Cycle))?;
+        let promoting = self.option(Self::promotion)?;
+        let resync = self.option(|input| input.array().map(GenId::from_bytes))?;
         let may_reopen = self.option(Self::array)?;
         let finished = self.option(|input| input.array().map(OpId::from_bytes))?;
         let role = self.role()?;
+        let forks = self.forks()?;
         let forced = self.forced()?;
         Ok(RoleRecord {
             group,
@@ -331,8 +432,10 @@ impl Reader<'_> {
             seq,
             hold,
             promoting,
+            resync,
             may_reopen,
             finished,
+            forks,
             forced,
         })
     }

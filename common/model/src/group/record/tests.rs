@@ -12,6 +12,24 @@ fn committed(cycle: u64) -> Committed {
     }
 }
 
+/// One of each kind.
+fn acts() -> Vec<Forced> {
+    let acts = [
+        ForcedAct::Opened,
+        ForcedAct::FailedOver,
+        ForcedAct::RolledBack,
+    ];
+    acts.map(|act| Forced {
+        act,
+        generation: gen_id(14),
+        at_peer: act == ForcedAct::FailedOver,
+        who: "ann".to_owned(),
+        why: "the other site burnt – see the news".to_owned(),
+        at: UnixMillis(-1),
+    })
+    .to_vec()
+}
+
 /// One record for each role, with every option both present and absent somewhere.
 fn records() -> Vec<RoleRecord> {
     let group = GroupId::from_bytes([9; 16]);
@@ -31,6 +49,15 @@ fn records() -> Vec<RoleRecord> {
         },
         Role::Fenced { by: gen_id(3) },
         Role::Seeding,
+        Role::Trial(Trial {
+            point: Cycle(9),
+            of: Generation {
+                epoch: 1,
+                id: gen_id(1),
+            },
+            base: Cycle(3),
+            commit_at: Some(UnixMillis(-7)),
+        }),
         Role::Replica,
     ];
     let mut records: Vec<_> = roles
@@ -60,13 +87,16 @@ fn records() -> Vec<RoleRecord> {
         record.hold = hold;
         record.finished = Some(op);
     }
-    records[0].promoting = Some(Cycle(12));
-    records[0].may_reopen = Some([3; 16]);
-    records[0].forced = vec![Forced {
-        who: "ann".to_owned(),
-        why: "the other site burnt – see the news".to_owned(),
-        at: UnixMillis(-1),
+    records[0].promoting = Some(Promotion::BeforeServing(Cycle(12)));
+    records[0].resync = Some(gen_id(8));
+    records[3].promoting = Some(Promotion::WhileServing(Cycle(12)));
+    records[5].may_reopen = Some([3; 16]);
+    records[5].forks = vec![Fork {
+        generation: gen_id(12),
+        since: Cycle(11),
     }];
+    records[0].may_reopen = Some([3; 16]);
+    records[0].forced = acts();
     records
 }
 
@@ -110,10 +140,10 @@ fn a_cut_or_longer_record_is_refused() {
 #[test]
 fn a_later_version_is_named() {
     let mut bytes = records()[0].encode();
-    bytes[6] = 2;
+    bytes[6] = 3;
     assert_eq!(
         RoleRecord::decode(&bytes),
-        Err(RecordError::Version { found: 2, known: 1 })
+        Err(RecordError::Version { found: 3, known: 2 })
     );
 }
 
@@ -161,9 +191,21 @@ fn a_record_that_contradicts_itself_is_refused() {
         Err(RecordError::Content { .. })
     ));
     replica.may_reopen = None;
-    replica.promoting = Some(Cycle(1));
+    replica.promoting = Some(Promotion::WhileServing(Cycle(1)));
     assert!(matches!(
         RoleRecord::decode(&replica.encode()),
+        Err(RecordError::Content { .. })
+    ));
+    replica.promoting = None;
+    replica.resync = Some(gen_id(3));
+    assert!(matches!(
+        RoleRecord::decode(&replica.encode()),
+        Err(RecordError::Content { .. })
+    ));
+    let mut trial = records().swap_remove(5);
+    trial.lineage.ancestors.clear();
+    assert!(matches!(
+        RoleRecord::decode(&trial.encode()),
         Err(RecordError::Content { .. })
     ));
 }
@@ -172,14 +214,19 @@ fn a_record_that_contradicts_itself_is_refused() {
 fn limits_hold_in_the_writer_too() {
     let mut record = records().swap_remove(0);
     let act = Forced {
+        act: ForcedAct::Opened,
+        generation: gen_id(1),
+        at_peer: false,
         who: "ä".repeat(5_000),
         why: String::new(),
         at: UnixMillis(1),
     };
     record.forced = vec![act; FORCED_MAX + 5];
     record.lineage.ancestors = vec![gen_id(1); 1_000];
+    record.forks = vec![record.own_fork(); FORKS_MAX + 5];
     let read = RoleRecord::decode(&record.encode()).unwrap();
     assert_eq!(read.forced.len(), FORCED_MAX);
+    assert_eq!(read.forks.len(), FORKS_MAX);
     assert_eq!(read.forced[0].who.len(), FORCED_TEXT_MAX_BYTES);
     assert_eq!(read.lineage.ancestors.len(), crate::lineage::HISTORY_MAX);
 }
