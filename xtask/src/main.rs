@@ -1,4 +1,4 @@
-//! One command for each chore: `cargo xtask demo`, `test`, `lint`, `bench`, `fuzz`.
+//! One command for each chore: `cargo xtask demo`, `test`, `lint`, `model`, `bench`, `fuzz`.
 //!
 //! Owns no logic of the product. It runs cargo, and installs what the tests need where it may; it
 //! says each command before it runs it. Has next to no dependencies, so that it starts at once.
@@ -23,6 +23,7 @@ usage: cargo xtask <chore>
                    random ones for longer than `cargo test` does (SITEPAIR_THOROUGH=0: no longer)
   lint             formatting, clippy with warnings as errors, also without optional features, and
                    the rules of tests/tests/tidy.rs
+  model            explore two sites further than the tests do: minutes, gigabytes of memory
   bench [NAME]     build in release mode, then measure, all or one measurement
   fuzz [--seconds N] [TARGET]
                    give hostile bytes to every parser, or to one, for N seconds in all (60):
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         ["demo", rest @ ..] => demo(rest),
         ["test", rest @ ..] => test(rest),
         ["lint"] => lint(),
+        ["model"] => model(),
         ["bench", rest @ ..] => bench(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
         ["--help" | "-h" | "help"] => {
@@ -155,6 +157,25 @@ fn lint() -> Result<()> {
         "tidy",
     ]))
     .run()
+}
+
+/// Checks the group's state machine within wider bounds.
+fn model() -> Result<()> {
+    let mut explore = cargo(&[
+        "test",
+        "--release",
+        "--locked",
+        "-p",
+        "sitepair-model",
+        "--test",
+        "two_sites",
+        "scenarios",
+        "--",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    explore.env("SITEPAIR_MODEL_LARGE", "1");
+    Step::new(explore).run()
 }
 
 /// Where cargo puts what it builds.
